@@ -1,0 +1,121 @@
+//! Where blobs come from, without knowing which kind of place it is.
+//!
+//! The one trait of kitfs: implemented by [`crate::registry`], by [`crate::layout`] and by the tests' fault injector. Whatever comes
+//! out of it is [`Unverified`].
+
+use std::fmt;
+use std::io;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+
+use crate::descriptor::Descriptor;
+use crate::verify::Unverified;
+
+/// The bytes of a blob in order, from the asked offset to the end. After an error nothing more comes.
+pub type BlobStream = BoxStream<'static, Result<Unverified<Bytes>, SourceError>>;
+
+/// A place that a kit can be had from.
+pub trait Source: Send + Sync + fmt::Debug {
+    /// The place as a person would name it: `registry.example.com/acme/minilm` or `oci:/srv/kits`.
+    fn name(&self) -> &str;
+
+    /// Asks once which manifest the reference means now.
+    fn resolve(&self) -> BoxFuture<'_, Result<Resolved, SourceError>>;
+
+    /// A whole small document (manifest, config). Never more than `descriptor.size` bytes (plus one, to show that there are more).
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>>;
+
+    /// The blob's bytes from offset `from` (at most `descriptor.size`) to its end. Retries what is worth it by itself, so that an
+    /// error is final for now. Bytes beyond `descriptor.size` are passed on (at least the first), so that the check can refuse them.
+    fn blob(&self, descriptor: &Descriptor, from: u64) -> BlobStream;
+}
+
+/// What a reference meant when it was asked for.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The manifest's descriptor, which from here on is the only name of the kit.
+    pub descriptor: Descriptor,
+    /// The manifest itself.
+    pub manifest: Unverified<Bytes>,
+    /// Who says that this digest is the one.
+    pub pin: Pin,
+}
+
+/// Who named the digest that a mount stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pin {
+    /// The user wrote `@sha256:…`.
+    ByUser,
+    /// The source said so when it was asked for a tag.
+    BySource,
+}
+
+/// Why a source did not give what was asked for. Each names the place and what was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The place answered that it has no such thing.
+    #[error("{place}: {what} was not found")]
+    NotFound {
+        /// The source's name, or the URL without its query.
+        place: String,
+        /// What was asked for: a tag, a digest.
+        what: String,
+    },
+    /// The place does not let us read it.
+    #[error("{place}: not allowed to read {what} ({status})")]
+    Denied {
+        /// The source's name, or the URL without its query.
+        place: String,
+        /// What was asked for.
+        what: String,
+        /// The HTTP status, or the file system's word.
+        status: String,
+    },
+    /// No byte came for too long, or no connection could be made in time.
+    #[error("{place}: {what}: no byte for {seconds} s")]
+    Stalled {
+        /// The source's name, or the URL without its query.
+        place: String,
+        /// What was asked for.
+        what: String,
+        /// How long was waited, in seconds.
+        seconds: u64,
+    },
+    /// The place could not be reached, or broke off, or asked to be left alone for a while.
+    #[error("{place}: {what}: {reason}")]
+    Unavailable {
+        /// The source's name, or the URL without its query.
+        place: String,
+        /// What was asked for.
+        what: String,
+        /// What happened, in a few words.
+        reason: String,
+        /// When the place wants to be asked again (`Retry-After`), if it said so.
+        retry_at: Option<SystemTime>,
+        /// The cause, if there is one.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The place answered something that its protocol does not allow, or something larger than the limit for it.
+    #[error("{place}: {what}: {reason}")]
+    Protocol {
+        /// The source's name, or the URL without its query.
+        place: String,
+        /// What was asked for.
+        what: String,
+        /// What was wrong: expected and got.
+        reason: String,
+    },
+    /// A local source (layout) could not be read.
+    #[error("{path}")]
+    Local {
+        /// The file or folder.
+        path: String,
+        /// The operating system's error.
+        #[source]
+        source: io::Error,
+    },
+}
