@@ -91,3 +91,28 @@ pub const CONTROL_MESSAGE_BYTES: usize = 1024;
 
 /// Bytes of a mount's plan: manifest and config at their limits, as base64, and room for the rest.
 pub const PLAN_BYTES: u64 = 16 << 20;
+
+// ---- supervisor
+
+/// Wait before the next worker after one that died before it served; it doubles with each further one.
+pub const RESTART_DELAY_FIRST: Duration = Duration::from_millis(100);
+/// Longest wait before the next worker.
+pub const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+/// Deaths that workers brought upon themselves, within [`OWN_DEATHS_WINDOW`], after which those that served are not replaced at once either.
+pub const OWN_DEATHS_MAX: usize = 20;
+/// The time within which [`OWN_DEATHS_MAX`] counts.
+pub const OWN_DEATHS_WINDOW: Duration = Duration::from_secs(60);
+/// Workers of a new mount that may die before one serves; then the mount is given up.
+pub const STARTS_BEFORE_READY_MAX: u32 = 3;
+/// Seconds (ticks of the supervisor) that a worker may take no request while some wait.
+pub const HEARTBEAT_SILENCE_TICKS: u32 = 30;
+/// How long a killed worker may take to end before the next one starts beside it.
+pub const KILLED_PATIENCE: Duration = Duration::from_secs(5);
+/// How long unmounting waits for a worker to end all waits, and then for their callers to leave.
+pub const STOPPED_PATIENCE: Duration = Duration::from_millis(800);
+/// How long `kitfs umount` waits for its supervisor's answer.
+pub const UMOUNT_PATIENCE: Duration = Duration::from_secs(4);
+/// Requests that the kernel sends ahead of answers (read-ahead); its default of 12 to 16 makes parallel readers wait for each other.
+pub const FUSE_BACKGROUND_MAX: u16 = 64;
+/// Read-ahead in KiB where we may set it: the largest READ that the kernel sends by default.
+pub const READ_AHEAD_KIB: u32 = 1024;
