@@ -116,3 +116,10 @@ pub const UMOUNT_PATIENCE: Duration = Duration::from_secs(4);
 pub const FUSE_BACKGROUND_MAX: u16 = 64;
 /// Read-ahead in KiB where we may set it: the largest READ that the kernel sends by default.
 pub const READ_AHEAD_KIB: u32 = 1024;
+
+// ---- worker
+
+/// Threads that take requests from the kernel, at least: one that reads from a slow disk must not stand before a `stat`.
+pub const LOOP_THREADS_MIN: usize = 4;
+/// Threads that take requests from the kernel, at most: beyond it they only contend for the device.
+pub const LOOP_THREADS_MAX: usize = 8;
