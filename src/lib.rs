@@ -4,6 +4,7 @@ pub mod control;
 pub mod descriptor;
 pub mod digest;
 pub mod index;
+pub mod inflate;
 pub mod layer;
 pub mod limits;
 pub mod path;
