@@ -133,8 +133,14 @@ impl Host {
 
     /// Mounts, or says how that failed. `--plain-http` is given unless `--ca-cert` is.
     pub fn try_mount(&self, reference: &str, options: &[&str]) -> Result<Mount, Output> {
+        self.try_mount_in(reference, options, &[])
+    }
+
+    /// Mounts with more variables in the environment, or says how that failed.
+    pub fn try_mount_in(&self, reference: &str, options: &[&str], environment: &[(&str, &OsStr)]) -> Result<Mount, Output> {
         let point = self.folder("mnt");
-        let output = run(&mut self.mount_command(reference, &point, options), SOON + Duration::from_secs(30));
+        let mut command = self.mount_command(reference, &point, options);
+        let output = run(command.envs(environment.iter().copied()), SOON + Duration::from_secs(30));
         // The guard exists even when the mount failed: whatever is left there is taken down.
         let mount = Mount { host: self.clone(), point };
         if output.status.success() {

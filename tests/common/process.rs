@@ -153,6 +153,27 @@ pub fn await_end(pid: i32, limit: Duration) -> bool {
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).expect("poll") > 0
 }
 
+/// Waits until a process waits for an answer of a FUSE filesystem; panics after half a minute.
+pub fn await_blocked(process: &mut Running) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !is_blocked(process.pid()) {
+        assert!(process.is_running(), "{} has ended instead of waiting: {}", process.what, read_all(&mut process.stderr));
+        assert!(Instant::now() < until, "{} does not wait for the mount ({})", process.what, proc_state(process.pid()));
+        // The kernel tells nobody that a process has begun to wait.
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether any of a process's threads, or a child of it, waits for an answer of a FUSE filesystem.
+pub fn is_blocked(pid: i32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let waits = fs::read_to_string(task.path().join("wchan")).is_ok_and(|place| place.contains("request_wait_answer"));
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        waits || children.split_whitespace().any(|child| child.parse().is_ok_and(is_blocked))
+    })
+}
+
 /// The `State:` line of a process, for messages.
 pub fn proc_state(pid: i32) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

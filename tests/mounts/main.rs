@@ -16,3 +16,4 @@ mod kits;
 mod laziness;
 mod packer;
 mod tamper;
+mod waits;
