@@ -10,10 +10,12 @@
 mod common;
 
 mod cache_damage;
+mod crash;
 mod fault_registry;
 mod fixtures_mount;
 mod kits;
 mod laziness;
 mod packer;
+mod single_flight;
 mod tamper;
 mod waits;
