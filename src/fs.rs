@@ -399,7 +399,7 @@ impl Fs {
     }
 
     /// The layer if it is open or can be opened without waiting.
-    fn recall<'a>(&self, slot: u16, open: &'a mut Open) -> Result<Option<&'a VerifiedLayer>, Errno> {
+    fn recall(&self, slot: u16, open: &mut Open) -> Result<Option<VerifiedLayer>, Errno> {
         if open.layer.is_none() {
             match self.store.recall(self.spec(slot)) {
                 Ok(Recall::Ready(layer)) => {
@@ -410,7 +410,7 @@ impl Fs {
                 Err(error) => return Err(self.failed(&error)),
             }
         }
-        Ok(open.layer.as_ref())
+        Ok(open.layer.clone())
     }
 
     fn index_of(&self, slot: u16) -> Option<Index> {

@@ -490,7 +490,7 @@ impl Tree {
                 let mut statics: Vec<_> = children.map(|&child| (self.anchors[child].path.name(), Node::Anchor(child))).collect();
                 if rank == 0 {
                     statics.push((KITFILE, Node::Kitfile));
-                    statics.sort();
+                    statics.sort_by(|one, other| one.0.cmp(other.0));
                 }
                 statics
             }
