@@ -29,7 +29,8 @@ enum Format {
 }
 
 impl RawHeader {
-    /// Reads a block that is not all zeros. Every number must be one, also those that are of no use here: a header that Go refuses is refused.
+    /// Reads a block that is not all zeros. Every number must be one, also those that are of no use here: a header that Go refuses is
+    /// refused.
     pub(super) fn read(block: &[u8; BLOCK]) -> Result<Self, &'static str> {
         let header = Header::from_byte_slice(block);
         let old = header.as_old();
