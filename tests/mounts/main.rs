@@ -10,12 +10,14 @@
 mod common;
 
 mod cache_damage;
+mod containers;
 mod crash;
 mod fault_registry;
 mod fixtures_mount;
 mod kits;
 mod laziness;
 mod packer;
+mod reading;
 mod single_flight;
 mod tamper;
 mod waits;
