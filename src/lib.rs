@@ -1,6 +1,10 @@
 //! kitfs
+pub mod archive;
 pub mod descriptor;
 pub mod digest;
+pub mod index;
 pub mod layer;
+pub mod limits;
+pub mod path;
 pub mod source;
 pub mod verify;
