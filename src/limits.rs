@@ -29,6 +29,9 @@ pub const EXPANSION_FLOOR_BYTES: u64 = 256 << 20;
 
 // ---- store
 
+/// Bytes from which a file of a layer gets a file of its own in the cache, which the kernel then reads without us. Smaller ones stay in `pack`: one
+/// request reads them whole, and a dataset of a million of them costs one inode. Only what writes a layer asks this; where a file is stands in its index.
+pub const DATA_FILE_BYTES: u64 = 1 << 20;
 /// Bytes of one piece of a blob on its way through the store: hashed, split and written as one. Large enough that writes of data files get large
 /// folios in the page cache (a file written in small pieces is read 1.6 times slower), small enough to overlap hashing and writing.
 pub const PIECE_BYTES: usize = 1 << 20;
@@ -66,3 +69,5 @@ pub const RECORD_BYTES: u64 = 16 << 10;
 /// Fetches of a layer in one call of [`crate::store::Store::ensure`] that may end in a mismatch: the first, and one more from scratch. One that went on
 /// from bytes on disk does not count.
 pub const MISMATCHES: u32 = 2;
+/// Rounds of looking, re-verifying and fetching in one call of [`crate::store::Store::ensure`]. Two are enough unless somebody keeps touching the files.
+pub const ENSURE_ROUNDS: u32 = 5;

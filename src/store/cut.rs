@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode};
@@ -36,6 +37,18 @@ pub(super) fn facts(file: &File) -> io::Result<FileFacts> {
     Ok(facts_of(&rustix::fs::fstat(file)?))
 }
 
+/// What `fstat` says of the file `name`, which gets the mode that it must have in its place, if it has another one.
+pub(super) fn committed(dir: &Dir, name: &str) -> io::Result<FileFacts> {
+    let open = || dir.open(name).map_err(|error| io::Error::other(error.chain()))?.ok_or_else(|| io::Error::from(Errno::NOENT));
+    let file = open()?;
+    let found = facts(&file)?;
+    if found.mode == COMMITTED.bits() {
+        return Ok(found);
+    }
+    rustix::fs::fchmod(&file, COMMITTED)?;
+    facts(&file)
+}
+
 /// The part of a stat that must stay as it is.
 pub(super) fn facts_of(stat: &rustix::fs::Stat) -> FileFacts {
     FileFacts {
@@ -58,8 +71,8 @@ pub(super) enum Reserve {
 }
 
 /// Takes a layer's pieces from the splitter and writes them below one directory.
-pub(super) struct Cut<'dir> {
-    dir: &'dir Dir,
+pub(super) struct Cut {
+    dir: Arc<Dir>,
     builder: IndexBuilder,
     pack: Sink,
     data: Option<(u32, Sink)>,
@@ -91,15 +104,15 @@ pub(super) struct Resumed {
     pub(super) data: Option<(u32, u64, u64)>,
 }
 
-impl<'dir> Cut<'dir> {
+impl Cut {
     /// Begins with an empty directory.
-    pub(super) fn begin(dir: &'dir Dir, builder: IndexBuilder, reserve: Reserve) -> Result<Self, StoreError> {
+    pub(super) fn begin(dir: &Arc<Dir>, builder: IndexBuilder, reserve: Reserve) -> Result<Self, StoreError> {
         let pack = Sink::new(dir.create(PACK)?, PACK.into(), 0, 0);
-        Ok(Self { dir, builder, pack, data: None, piece: Bytes::new(), reserve, kept: Some(Vec::new()), failure: None })
+        Ok(Self { dir: Arc::clone(dir), builder, pack, data: None, piece: Bytes::new(), reserve, kept: Some(Vec::new()), failure: None })
     }
 
     /// Goes on with what is there. Everything beyond it is cut off.
-    pub(super) fn resume(dir: &'dir Dir, builder: IndexBuilder, reserve: Reserve, from: &Resumed) -> Result<Self, StoreError> {
+    pub(super) fn resume(dir: &Arc<Dir>, builder: IndexBuilder, reserve: Reserve, from: &Resumed) -> Result<Self, StoreError> {
         let open = |name: &str, length: u64| {
             let file = match dir.open_writable(name)? {
                 Some(file) => file,
@@ -116,7 +129,7 @@ impl<'dir> Cut<'dir> {
             }
             None => None,
         };
-        Ok(Self { dir, builder, pack, data, piece: Bytes::new(), reserve, kept: None, failure: None })
+        Ok(Self { dir: Arc::clone(dir), builder, pack, data, piece: Bytes::new(), reserve, kept: None, failure: None })
     }
 
     /// Says what the next bytes that the splitter hands over are part of.
@@ -129,15 +142,24 @@ impl<'dir> Cut<'dir> {
         self.failure.take()
     }
 
+    /// Writes what was not written yet, so that somebody can go on from there.
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
+        let what = format!("writing {}", self.dir.path().display());
+        self.pack.flush().map_err(disk(what.clone()))?;
+        match &mut self.data {
+            Some((_, sink)) => sink.flush().map_err(disk(what)),
+            None => Ok(()),
+        }
+    }
+
     /// Writes what was not written yet and closes the pack.
     pub(super) fn finish(mut self) -> Result<Written, StoreError> {
         self.piece = Bytes::new();
-        let at = |name: &str| format!("writing {}", self.dir.path_of(name).display());
-        self.pack.flush().map_err(disk(at(PACK)))?;
-        let pack = self.pack.close(self.dir)?;
+        self.flush()?;
+        let pack = self.pack.close(&self.dir)?;
         let kept = match self.kept {
             Some(mut kept) => {
-                kept.push(pack.try_clone().map_err(disk(at(PACK)))?);
+                kept.push(pack.try_clone().map_err(disk("keeping the pack open"))?);
                 Some(kept)
             }
             None => None,
@@ -177,7 +199,7 @@ impl<'dir> Cut<'dir> {
     }
 }
 
-impl Output for Cut<'_> {
+impl Output for Cut {
     fn pack(&mut self, bytes: &[u8]) -> io::Result<()> {
         let shared = self.share(bytes);
         let outcome = self.pack.push(shared);
@@ -206,7 +228,7 @@ impl Output for Cut<'_> {
         let Some((_, mut sink)) = self.data.take() else { return Err(io::ErrorKind::InvalidInput.into()) };
         let outcome = sink.flush();
         self.note(&sink.name, outcome)?;
-        let file = sink.close(self.dir).map_err(|error| {
+        let file = sink.close(&self.dir).map_err(|error| {
             self.failure = Some(error);
             io::Error::from(io::ErrorKind::Other)
         })?;

@@ -19,16 +19,17 @@ use crate::limits;
 
 /// An output that writes nothing, because it is all there.
 pub(super) struct Follow {
-    builder: IndexBuilder,
+    /// `None` if nobody wants the entries.
+    builder: Option<IndexBuilder>,
     pack: u64,
 }
 
 impl Follow {
-    pub(super) fn new(builder: IndexBuilder) -> Self {
+    pub(super) fn new(builder: Option<IndexBuilder>) -> Self {
         Self { builder, pack: 0 }
     }
 
-    pub(super) fn into_builder(self) -> IndexBuilder {
+    pub(super) fn into_builder(self) -> Option<IndexBuilder> {
         self.builder
     }
 }
@@ -52,7 +53,10 @@ impl Output for Follow {
     }
 
     fn entry(&mut self, entry: &NewEntry) -> Result<(), SplitError> {
-        Ok(self.builder.add(entry)?)
+        if let Some(builder) = &mut self.builder {
+            builder.add(entry)?;
+        }
+        Ok(())
     }
 }
 
@@ -71,7 +75,6 @@ struct Data {
     /// `None` if there is no such file.
     file: Option<File>,
     offset: u64,
-    size: u64,
 }
 
 /// Why a replay ended before the end of what is there.
@@ -99,11 +102,14 @@ impl<'dir> Replay<'dir> {
             let mut piece = match splitter.open_data() {
                 Some(open) => {
                     if self.data.as_ref().is_none_or(|data| data.ordinal != open.ordinal) {
-                        self.open(open.ordinal, open.left).map_err(Broken::Failed)?;
+                        self.open(open.ordinal).map_err(Broken::Failed)?;
                     }
-                    self.data_piece().map_err(Broken::Failed)?
+                    self.data_piece(open.left).map_err(Broken::Failed)?
                 }
-                None => self.pack_piece().map_err(Broken::Failed)?,
+                None => {
+                    self.surplus(admit).map_err(Broken::Failed)?;
+                    self.pack_piece().map_err(Broken::Failed)?
+                }
             };
             if piece.is_empty() {
                 return Ok(());
@@ -125,17 +131,12 @@ impl<'dir> Replay<'dir> {
         }
     }
 
-    /// Hands everything to `admit` in the order of an index, and to `split` what it is to be tried as. For a file that is longer or shorter than
-    /// the index says, what is there counts.
-    pub(super) fn by_segment(
-        &mut self,
-        segment: &Segment,
-        last: bool,
-        admit: &mut dyn FnMut(Bytes) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+    /// Hands the next piece of the stream to `admit`, as an index says where it is. Of a data file that is longer or shorter than it was, all that is
+    /// there counts.
+    pub(super) fn by_segment(&mut self, segment: &Segment, admit: &mut dyn FnMut(Bytes) -> Result<(), StoreError>) -> Result<(), StoreError> {
         match *segment {
             Segment::Pack { size, .. } => {
-                let mut left = if last { u64::MAX } else { size };
+                let mut left = size;
                 while left > 0 {
                     let mut piece = self.pack_piece()?;
                     if piece.is_empty() {
@@ -146,19 +147,13 @@ impl<'dir> Replay<'dir> {
                     left -= taken as u64;
                     admit(piece)?;
                 }
+                Ok(())
             }
             Segment::Data { ordinal, .. } => {
-                self.open(ordinal, u64::MAX)?;
-                loop {
-                    let piece = self.data_piece()?;
-                    if piece.is_empty() {
-                        break;
-                    }
-                    admit(piece)?;
-                }
+                self.open(ordinal)?;
+                self.surplus(admit)
             }
         }
-        Ok(())
     }
 
     /// Hands what is left of the pack to `admit`.
@@ -181,16 +176,28 @@ impl<'dir> Replay<'dir> {
         Resumed { pack: follow.pack, data }
     }
 
-    fn open(&mut self, ordinal: u32, size: u64) -> Result<(), StoreError> {
+    fn open(&mut self, ordinal: u32) -> Result<(), StoreError> {
         let file = self.dir.open(&data_name(ordinal))?;
-        self.data = Some(Data { ordinal, file, offset: 0, size });
+        self.data = Some(Data { ordinal, file, offset: 0 });
         Ok(())
     }
 
-    fn data_piece(&mut self) -> Result<Bytes, StoreError> {
-        let Some(Data { ordinal, file: Some(file), offset, size }) = &mut self.data else { return Ok(Bytes::new()) };
-        let piece = read(file, *offset, *size - *offset)
-            .map_err(|error| disk(format!("reading {}", self.dir.path_of(&data_name(*ordinal)).display()))(error))?;
+    /// Hands what is left of the open data file to `admit`.
+    fn surplus(&mut self, admit: &mut dyn FnMut(Bytes) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        loop {
+            let piece = self.data_piece(u64::MAX)?;
+            if piece.is_empty() {
+                self.data = None;
+                return Ok(());
+            }
+            admit(piece)?;
+        }
+    }
+
+    fn data_piece(&mut self, most: u64) -> Result<Bytes, StoreError> {
+        let Some(Data { ordinal, file: Some(file), offset }) = &mut self.data else { return Ok(Bytes::new()) };
+        let what = || format!("reading {}", self.dir.path_of(&data_name(*ordinal)).display());
+        let piece = read(file, *offset, most).map_err(|error| disk(what())(error))?;
         *offset += piece.len() as u64;
         Ok(piece)
     }
@@ -200,7 +207,7 @@ impl<'dir> Replay<'dir> {
             return Ok(std::mem::take(&mut self.ahead));
         }
         let piece = read(&self.pack, self.pack_offset, u64::MAX)
-            .map_err(|error| disk(format!("reading {}", self.dir.path_of(PACK).display()))(error))?;
+            .map_err(disk(format!("reading {}", self.dir.path_of(PACK).display())))?;
         self.pack_offset += piece.len() as u64;
         Ok(piece)
     }
