@@ -1,15 +1,19 @@
 //! Cutting a tar stream: the big files' bytes go to files of their own, everything else stays as it is.
 //!
-//! A [`Splitter`] is pushed the uncompressed bytes of a layer, which nobody has verified yet, and says to an [`Output`] what is in them. It reads tar as
-//! Go's `archive/tar` does, with which kit packs and unpacks: what is a file to the one is the same file to the other. It refuses what a ModelKit never
-//! has (links, devices, sparse files, global headers) and what would be read in two ways. It never allocates by a number that the stream claims; the
-//! longest thing it holds is an extension of 1 MiB.
+//! A [`Splitter`] is pushed the uncompressed bytes of a layer, which nobody has verified yet, and says to an [`Output`] what is in them.
+//! It reads tar as Go's `archive/tar` does, with which kit packs and unpacks: what is a file to the one is the same file to the other. It
+//! refuses what a ModelKit never has (links, devices, sparse files, global headers) and what would be read in two ways. It never allocates
+//! by a number that the stream claims; the longest thing it holds is an extension of 1 MiB.
 //!
 //! Where it is stricter than Go: an extension that no entry follows, NUL bytes inside of GNU long names, negative sizes of folders, any
 //! `GNU.sparse.` record, files without a name. The order of the entries and what they mean together is the business of [`crate::index`].
 
 mod header;
+#[cfg(test)]
+mod model;
 mod pax;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
@@ -19,7 +23,7 @@ use pax::Extensions;
 pub use crate::index::{Kind, NewEntry, Place};
 
 use crate::index::IndexError;
-use crate::limits::{LAYER_ENTRIES, TAR_EXTENSION_BYTES};
+use crate::limits::TAR_EXTENSION_BYTES;
 use crate::path::{Escaped, PathError, RelPath};
 
 /// Where the pieces of a stream go.
@@ -74,9 +78,6 @@ pub enum SplitError {
         /// What should have come.
         inside: String,
     },
-    /// There are more entries than a layer may have.
-    #[error("the layer has more than {LAYER_ENTRIES} entries")]
-    TooMany,
     /// What was cut could not be written.
     #[error("cannot store the layer")]
     Output(#[from] io::Error),
@@ -164,7 +165,8 @@ impl Splitter {
         Self::cutting(move |_, size| size >= threshold)
     }
 
-    /// Cuts out the files for which `cut` says so, by ordinal and size: to go through a stream again that was cut before. Empty ones are never asked for.
+    /// Cuts out the files for which `cut` says so, by ordinal and size: to go through a stream again that was cut before. Empty ones are
+    /// never asked for.
     pub fn cutting(cut: impl FnMut(u32, u64) -> bool + Send + 'static) -> Self {
         Self {
             cut: Box::new(cut),
@@ -188,8 +190,8 @@ impl Splitter {
         Ok(())
     }
 
-    /// Takes the next bytes of the stream, but none beyond the beginning or the end of a data file, and says how many: at least one. Whoever puts the stream
-    /// together from `pack` and data files asks [`Splitter::open_data`] in between which one has the next bytes.
+    /// Takes the next bytes of the stream, but none beyond the beginning or the end of a data file, and says how many: at least one.
+    /// Whoever puts the stream together from `pack` and data files asks [`Splitter::open_data`] in between which one has the next bytes.
     pub fn push(&mut self, bytes: &[u8], out: &mut dyn Output) -> Result<usize, SplitError> {
         if let State::Data { ordinal, left, padding } = self.state {
             let piece = first(bytes, left);
@@ -230,7 +232,8 @@ impl Splitter {
         }
     }
 
-    /// Says that the stream is over. It may be so where Go's reader accepts it: between entries, after one block of zeros, in the padding of the last file.
+    /// Says that the stream is over. It may be so where Go's reader accepts it: between entries, after one block of zeros, in the padding
+    /// of the last file.
     pub fn finish(self) -> Result<Split, SplitError> {
         let inside = match &self.state {
             State::Header | State::SecondZero if self.filled > 0 => Some("a header".to_owned()),
@@ -379,11 +382,9 @@ impl Splitter {
         if path.is_root() && kind == Kind::File {
             return Err(bad("a file without a name".into()));
         }
-        if self.ordinal >= LAYER_ENTRIES {
-            return Err(SplitError::TooMany);
-        }
         let ordinal = self.ordinal;
-        self.ordinal += 1;
+        // How many there may be is the index's business; here they only have to stay apart.
+        self.ordinal = ordinal.checked_add(1).ok_or(IndexError::TooMany)?;
 
         // The content of a folder is not there, whatever its size says.
         let size = if kind == Kind::Folder { 0 } else { size };

@@ -1,39 +1,42 @@
 //! What stands in a layer and where: a flat file that is mapped, not parsed.
 //!
-//! An index is built while a layer is ingested ([`IndexBuilder`]) and read ever after ([`Index`]). It says of each file and folder what an archive
-//! said, where its bytes are ([`Place`]), and how `pack` and data files interleave to the layer's exact uncompressed stream ([`Segment`]). It does
-//! not know the store's folders, nor which paths of the mount a layer owns.
+//! An index is built while a layer is ingested ([`IndexBuilder`]) and read ever after ([`Index`]). It says of each file and folder what an
+//! archive said, where its bytes are ([`Place`]), and how `pack` and data files interleave to the layer's exact uncompressed stream
+//! ([`Segment`]). It does not know the store's folders, nor which paths of the mount a layer owns.
 //!
 //! # Ranks
 //!
-//! Entries are numbered in (parent, name) order, which is breadth first: rank 0 is the root of the archive, siblings stand side by side in byte order,
-//! and folders that follow from a name alone are entries like others. So a rank is a function of the layer's bytes; it is part of node ids and must
-//! stay the same in every version. [`Index::table_checksum`] is computed from these facts and nothing else, to notice it if not.
+//! Entries are numbered in (parent, name) order, which is breadth first: rank 0 is the root of the archive, siblings stand side by side in
+//! byte order, and folders that follow from a name alone are entries like others. So a rank is a function of the layer's bytes; it is part
+//! of node ids and must stay the same in every version. [`Index::table_checksum`] is computed from these facts and nothing else, to notice
+//! it if not.
 //!
 //! # Format, version 1
 //!
-//! All numbers are little-endian.
+//! All numbers are little-endian. The parts follow each other without gaps:
 //!
-//! | part | bytes | what |
-//! |---|---|---|
-//! | header | 4096 | below; zero up to the checksum in its last 8 bytes |
-//! | entries | 56 each | parent u32, first child u32, number of children u32, name offset u32, mtime i64, size u64, stream offset u64, place u64 (offset in `pack`, or ordinal of the data file), name length u16, mode u16, kind u8 (0 folder, 1 file), place u8 (0 none, 1 packed, 2 data), implied u8, 0 u8 |
-//! | names | | one after the other in order of rank |
-//! | padding | 0 to 7 | zeros up to a multiple of 8 |
-//! | data files | 48 each | in stream order: ordinal u32, mode u32, size u64, ctime seconds i64, ctime nanoseconds u32, 0 u32, stream offset u64, 0 u64 |
-//! | checksums | 4 each | CRC-32 of each 64 KiB of the three parts before |
+//! * Header, 4096 bytes: magic 8, version u32, number of entries u32, number of data files u32, 0 u32, bytes of names u64; digest of the
+//!   layer (algorithm u8: 1 SHA-256, 2 SHA-512, then 64 bytes of which the first 32 or all count); digest of the uncompressed stream (the
+//!   same, algorithm 0 for none); 6 zeros; size of the blob u64, size of the uncompressed stream u64, number of files u64, sum of their
+//!   sizes u64, table checksum u64; `pack`: size u64, ctime seconds i64, ctime nanoseconds u32, mode u32; zeros; in the last 8 bytes the
+//!   CRC-32 of everything before, as u64.
+//! * Entries in order of rank, 56 bytes each: parent u32, first child u32, number of children u32, name offset u32, mtime i64, size u64,
+//!   stream offset u64, place u64 (offset in `pack`, or ordinal of the data file), name length u16, mode u16, kind u8 (0 folder, 1 file),
+//!   place u8 (0 none, 1 packed, 2 data), implied u8, 0 u8.
+//! * Names in order of rank, nothing between them; then zeros up to a multiple of 8.
+//! * Data files in the order of the stream, 48 bytes each: ordinal u32, mode u32, size u64, ctime seconds i64, ctime nanoseconds u32, 0
+//!   u32, stream offset u64, 0 u64.
+//! * Checksums: the CRC-32, u32, of each 64 KiB of the three parts before.
 //!
-//! Header: magic 8, version u32, number of entries u32, number of data files u32, 0 u32, bytes of names u64, digest of the layer (algorithm u8, then 64
-//! bytes of which a SHA-256 fills 32), digest of the uncompressed stream (the same, algorithm 0 for none), zeros up to a multiple of 8, size of the
-//! blob u64, size of the uncompressed stream u64, number of files u64, sum of their sizes u64, table checksum u64, then the `pack`: size u64, ctime
-//! seconds i64, ctime nanoseconds u32, mode u32. The checksum is the CRC-32 of everything before it.
-//!
-//! The header is checked when the file is mapped, each 64 KiB at its first touch. The checksums are there for accidents (a disk, an editor), not against
-//! somebody who may write into the cache; but whatever the bytes are, reading them gives an entry or an [`IndexError`], and never anything else.
+//! The header is checked when the file is mapped, each 64 KiB at its first touch. The checksums are there for accidents (a disk, an
+//! editor), not against somebody who may write into the cache; but whatever the bytes are, reading them gives an entry or an
+//! [`IndexError`], and never anything else.
 
 mod builder;
 mod format;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
@@ -218,9 +221,9 @@ pub enum IndexError {
     #[error("the index is that of layer {got}, expected {expected}")]
     WrongLayer {
         /// Whose index was asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// Whose it is.
-        got: Digest,
+        got: Box<Digest>,
     },
     /// The bytes are not what was written, or never were an index.
     #[error("the index is damaged: {what}")]

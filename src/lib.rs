@@ -3,6 +3,7 @@ pub mod archive;
 pub mod descriptor;
 pub mod digest;
 pub mod index;
+pub mod inflate;
 pub mod layer;
 pub mod limits;
 pub mod path;

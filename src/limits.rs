@@ -16,15 +16,17 @@ pub const TAR_EXTENSION_BYTES: u64 = 1 << 20;
 
 // ---- index
 
-/// Entries of a layer, folders that only follow from names included. A node id has 24 bits for them (16.7 million); ImageNet has 1.4 million.
+/// Entries of a layer, folders that only follow from names included. A node id has 24 bits for them (16.7 million); ImageNet has 1.4
+/// million.
 pub const LAYER_ENTRIES: u32 = 10_000_000;
 
 // ---- inflate
 
-/// How many times larger than its blob a layer may become. Deflate itself ends at 1,032; sparse tables and JSON reach 100 to 300. What bounds the
-/// disk is the quota of the cache; this stops what is nothing but a bomb.
+/// How many times larger than its blob a layer may become. Deflate itself ends at 1,032; sparse tables and JSON reach 100 to 300. What
+/// bounds the disk is the quota of the cache; this stops what is nothing but a bomb.
 pub const EXPANSION_RATIO: u64 = 500;
-/// Bytes that a layer may have uncompressed, however small its blob is: zero-filled weights, which tests like to use, shrink a thousandfold.
+/// Bytes that a layer may have uncompressed, however small its blob is: zero-filled weights, which tests like to use, shrink a
+/// thousandfold.
 pub const EXPANSION_FLOOR_BYTES: u64 = 256 << 20;
 
 // ---- store

@@ -1,7 +1,7 @@
 //! Paths inside a kit: relative, clean, and never outside of it.
 //!
-//! A [`RelPath`] is made from bytes that an archive or a config names, and a value of it is safe to resolve below any folder. Names are bytes, as on
-//! Linux; this module does not know which paths exist.
+//! A [`RelPath`] is made from bytes that an archive or a config names, and a value of it is safe to resolve below any folder. Names are
+//! bytes, as on Linux; this module does not know which paths exist.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -197,7 +197,7 @@ pub struct Escaped<'a>(pub &'a [u8]);
 
 impl Escaped<'_> {
     /// How many bytes of a name are shown, so that a message stays a message.
-    pub const BYTES: usize = 512;
+    pub const BYTES: usize = 256;
 }
 
 impl fmt::Display for Escaped<'_> {
@@ -308,7 +308,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_parsed_is_clean_and_stays_so(bytes in proptest::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), Just(b'a'), any::<u8>()], 0..40)) {
+        fn what_is_parsed_is_clean_and_stays_so(
+            bytes in proptest::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), Just(b'a'), any::<u8>()], 0..40),
+        ) {
             if let Ok(clean) = RelPath::parse(&bytes) {
                 prop_assert_eq!(&RelPath::parse(clean.as_bytes()).expect("clean"), &clean);
                 prop_assert!(clean.components().all(is_component));

@@ -29,7 +29,8 @@ enum Format {
 }
 
 impl RawHeader {
-    /// Reads a block that is not all zeros. Every number must be one, also those that are of no use here: a header that Go refuses is refused.
+    /// Reads a block that is not all zeros. Every number must be one, also those that are of no use here: a header that Go refuses is
+    /// refused.
     pub(super) fn read(block: &[u8; BLOCK]) -> Result<Self, &'static str> {
         let header = Header::from_byte_slice(block);
         let old = header.as_old();
@@ -68,7 +69,9 @@ impl RawHeader {
             name = [prefix, b"/", &name].concat();
         }
         let mode = (mode & 0o7777) as u32;
-        Ok(Self { type_flag: header.entry_type().as_byte(), name, size, mode, mtime })
+        // The byte itself: the tar crate's `EntryType` takes NUL for `0`, which is not the same.
+        let [type_flag] = old.linkflag;
+        Ok(Self { type_flag, name, size, mode, mtime })
     }
 }
 

@@ -1,11 +1,12 @@
 //! Building an index: entries are written to a scratch file as they come, sorted by their paths, and then laid out in order of rank.
 //!
-//! Nothing is kept in memory for an entry but 4 bytes while it is sorted: paths are in the mapped scratch file. Sorted by path, entries come depth
-//! first, and of each depth in order of rank; so one walk with a stack gives every entry its rank, its children's ranks and its place in the file,
-//! which is written as one stream for each depth.
+//! Nothing is kept in memory for an entry but 4 bytes while it is sorted: paths are in the mapped scratch file. Sorted by path, entries
+//! come depth first, and of each depth in order of rank; so one walk with a stack gives every entry its rank, its children's ranks and its
+//! place in the file, which is written as one stream for each depth.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use memmap2::Mmap;
@@ -18,7 +19,8 @@ use crate::path::RelPath;
 
 /// Mode of a folder that only follows from the name of something in it.
 const IMPLIED_MODE: u16 = 0o755;
-/// Scratch records start at multiples of this, so that 32 bits are enough to say where: 64 GiB, which the longest paths of all entries do not reach.
+/// Scratch records start at multiples of this, so that 32 bits are enough to say where: 64 GiB, which the longest paths of all entries do
+/// not reach.
 const ALIGN: u64 = 16;
 /// Bytes of a scratch record before its path.
 const SCRATCH_HEAD: usize = 48;
@@ -31,17 +33,19 @@ pub struct IndexBuilder {
     scratch: BufWriter<File>,
     written: u64,
     entries: u32,
+    /// [`LAYER_ENTRIES`], but for tests.
+    pub(super) limit: u32,
 }
 
 impl IndexBuilder {
     /// A builder without entries. `scratch` is an empty file, open for reading and writing, that nobody else uses.
     pub fn new(scratch: File) -> Self {
-        Self { scratch: BufWriter::with_capacity(256 << 10, scratch), written: 0, entries: 0 }
+        Self { scratch: BufWriter::with_capacity(256 << 10, scratch), written: 0, entries: 0, limit: LAYER_ENTRIES }
     }
 
     /// Adds an entry, in the order of the stream. Whether it goes with the others is checked at the end.
     pub fn add(&mut self, entry: &NewEntry) -> Result<(), IndexError> {
-        if self.entries >= LAYER_ENTRIES {
+        if self.entries >= self.limit {
             return Err(IndexError::TooMany);
         }
         let head = ScratchHead {
@@ -68,8 +72,8 @@ impl IndexBuilder {
         self.entries
     }
 
-    /// Checks that the entries make one tree and writes the index to `out`, an empty file open for reading and writing. `facts` is asked once for each data
-    /// file, in the order of the stream, what `fstat` says of it.
+    /// Checks that the entries make one tree and writes the index to `out`, an empty file open for reading and writing. `facts` is asked
+    /// once for each data file, in the order of the stream, what `fstat` says of it.
     pub fn finish(self, out: &File, stored: &Stored, facts: &mut dyn FnMut(u32) -> io::Result<FileFacts>) -> Result<(), IndexError> {
         let scratch = self
             .scratch
@@ -81,7 +85,7 @@ impl IndexBuilder {
         let scratch = Scratch { map: &map, end: self.written };
         let order = scratch.sorted(self.entries)?;
 
-        let mut census = Census::default();
+        let mut census = Census { limit: self.limit, ..Census::default() };
         scratch.walk(&order, &mut census)?;
         let data = census.data_files;
         let layout = Layout::new(census.entries, census.names_size(), data).ok_or(IndexError::TooMany)?;
@@ -237,8 +241,8 @@ impl<'a> Scratch<'a> {
             let top = stack.last().map_or((0, Kind::Folder, 0), |top| (top.end, top.kind, top.stream_offset));
             let (mut end, kind, stream_offset) = top;
             if end == next.len() {
-                // The same path again: only a folder may be mentioned more than once, and the first mention counts. An implied folder cannot be here: it has no
-                // record, and its own sorts before what is in it.
+                // The same path again: only a folder may be mentioned more than once, and the first mention counts. An implied folder
+                // cannot be here: it has no record, and its own sorts before what is in it.
                 match (kind, head.kind) {
                     (Kind::Folder, Kind::Folder) => continue,
                     (Kind::File, Kind::File) => {
@@ -328,6 +332,7 @@ trait Visit {
 struct Census {
     depths: Vec<(u32, u64)>,
     entries: u32,
+    limit: u32,
     files: u64,
     total_size: u64,
     data_files: u32,
@@ -357,7 +362,7 @@ impl Visit for Census {
     fn leave(&mut self, _: usize) {}
 
     fn check(&mut self) -> Result<(), IndexError> {
-        if self.entries > LAYER_ENTRIES { Err(IndexError::TooMany) } else { Ok(()) }
+        if self.entries > self.limit { Err(IndexError::TooMany) } else { Ok(()) }
     }
 }
 
@@ -474,19 +479,26 @@ impl Lane {
 fn seal(out: &File, layout: &Layout, header: &mut Header) -> Result<(), IndexError> {
     // The padding after the names may be all that is left unwritten at the end.
     out.set_len(layout.checksums.end).map_err(writing)?;
-    // SAFETY: The file is the builder's own until it is finished, nobody else writes or cuts it.
+    // SAFETY: The file is the builder's own until it is finished: nobody else writes or cuts it, and here it is written only when the map
+    // is gone.
     let map = unsafe { Mmap::map(out) }.map_err(|source| IndexError::Io { what: "cannot map the index", source })?;
-    let part = |range: &std::ops::Range<u64>| map.get(range.start as usize..range.end as usize).unwrap_or_default();
+    let part = |range: &Range<u64>| map.get(range.start as usize..range.end as usize).unwrap_or_default();
+    header.table_checksum = table_checksum(part(&layout.entries), part(&layout.names))?;
+    let checksums: Vec<u8> = part(&layout.checked).chunks(BLOCK as usize).flat_map(|block| crc32fast::hash(block).to_le_bytes()).collect();
+    drop(map);
+    out.write_all_at(&checksums, layout.checksums.start).map_err(writing)?;
+    out.write_all_at(&header.encode(), 0).map_err(writing)
+}
 
-    let names = part(&layout.names);
+/// A checksum over what the layer says and how it is numbered; not where it is stored, and nothing of the format, both of which may change.
+fn table_checksum(entries: &[u8], names: &[u8]) -> Result<u64, IndexError> {
     let mut table = sha2::Sha256::new();
     let mut facts = Vec::with_capacity(RECORD);
-    for bytes in part(&layout.entries).chunks_exact(RECORD) {
+    for bytes in entries.chunks_exact(RECORD) {
         let lost = || IndexError::Damaged { what: "an entry is not what was written".into() };
         let record = Record::decode(bytes).ok_or_else(lost)?;
         let start = record.name_offset as usize;
         let name = names.get(start..start + usize::from(record.name_length)).ok_or_else(lost)?;
-        // What the layer says and how it is numbered; not where it is stored, and nothing of the format, both of which may change.
         facts.clear();
         facts.extend_from_slice(&record.parent.to_le_bytes());
         facts.extend_from_slice(&record.name_length.to_le_bytes());
@@ -499,14 +511,7 @@ fn seal(out: &File, layout: &Layout, header: &mut Header) -> Result<(), IndexErr
         table.update(&facts);
     }
     let [b0, b1, b2, b3, b4, b5, b6, b7, ..]: [u8; 32] = table.finalize().into();
-    header.table_checksum = u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
-
-    let mut checksums = Lane::new(layout.checksums.start);
-    for block in part(&layout.checked).chunks(BLOCK as usize) {
-        checksums.put(out, &crc32fast::hash(block).to_le_bytes())?;
-    }
-    checksums.flush(out)?;
-    out.write_all_at(&header.encode(), 0).map_err(writing)
+    Ok(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]))
 }
 
 fn writing(source: io::Error) -> IndexError {

@@ -30,13 +30,13 @@ struct Mapped {
 impl Index {
     /// Maps `file` as the index of the layer `expect`.
     pub fn map(file: &File, expect: &Digest) -> Result<Self, IndexError> {
-        // SAFETY: The map is only sound as long as nobody changes the file. Files of the store are never written once they are in place, replacements come
-        // by rename; who else may write there is the cache's owner, against whom kitfs does not defend. All that is read from the map are bytes, copied or
-        // compared before they are used, and every number that comes out of them is checked at each use.
+        // SAFETY: The map is only sound as long as nobody changes the file. Files of the store are never written once they are in place,
+        // replacements come by rename; who else may write there is the cache's owner, against whom kitfs does not defend. All that is read
+        // from the map are bytes, copied or compared before they are used, and every number that comes out of them is checked at each use.
         let map = unsafe { Mmap::map(file) }.map_err(|source| IndexError::Io { what: "cannot map the index", source })?;
         let header = Header::decode(&map)?;
         if header.layer != *expect {
-            return Err(IndexError::WrongLayer { expected: *expect, got: header.layer });
+            return Err(IndexError::WrongLayer { expected: Box::new(*expect), got: Box::new(header.layer) });
         }
         let layout = Layout::new(header.entries, header.names_size, header.data_files)
             .filter(|layout| layout.checksums.end == map.len() as u64)
