@@ -1,9 +1,13 @@
 //! kitfs
+pub mod archive;
 pub mod descriptor;
 pub mod digest;
+pub mod index;
+pub mod inflate;
 mod json;
 pub mod layer;
 pub mod limits;
 pub mod oci;
+pub mod path;
 pub mod source;
 pub mod verify;
