@@ -2,9 +2,13 @@
 pub mod archive;
 pub mod descriptor;
 pub mod digest;
+#[cfg(test)]
+mod fixtures;
 pub mod index;
 pub mod inflate;
 mod json;
+pub mod kit;
+mod kitfile;
 pub mod layer;
 pub mod limits;
 pub mod oci;
