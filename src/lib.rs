@@ -1,5 +1,6 @@
 //! kitfs
 pub mod archive;
+pub mod credentials;
 pub mod descriptor;
 pub mod digest;
 #[cfg(test)]
@@ -10,8 +11,10 @@ mod json;
 pub mod kit;
 mod kitfile;
 pub mod layer;
+pub mod layout;
 pub mod limits;
 pub mod oci;
 pub mod path;
+pub mod registry;
 pub mod source;
 pub mod verify;
