@@ -47,10 +47,6 @@ pub const REFERENCE_NAME_BYTES: usize = 255;
 /// Bytes of a tag, from the distribution spec's grammar.
 pub const TAG_BYTES: usize = 128;
 
-// ---- kit
-
-/// Bytes of a config, 4 MiB as for a manifest: kit writes a few kilobytes, and free-form parameters have no need for more.
-pub const CONFIG_BYTES: u64 = 4 << 20;
 // ---- source (registry, credentials, layout)
 
 /// Seconds that a TCP connection and its TLS handshake may take; three round trips to the other side of the world take one.
