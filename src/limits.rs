@@ -1,5 +1,7 @@
 //! Every limit has its name, unit and reason here, and is enforced in one place.
 
+use std::time::Duration;
+
 // ---- path
 
 /// Bytes of one name. Linux allows no longer one (`NAME_MAX`), so a longer one could not be asked for.
@@ -28,6 +30,102 @@ pub const EXPANSION_RATIO: u64 = 500;
 /// Bytes that a layer may have uncompressed, however small its blob is: zero-filled weights, which tests like to use, shrink a
 /// thousandfold.
 pub const EXPANSION_FLOOR_BYTES: u64 = 256 << 20;
+
+// ---- wait
+
+/// Requests that wait at once. Each is a blocked thread of somebody else's; past this number new ones get EBUSY.
+pub const PARKED_MAX: usize = 65_536;
+/// How often callers are looked at: a tenth of the second within which a killed one must be gone.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a caller whose process cannot be seen (a PID namespace outside of ours) waits after the last byte came: nobody could end its wait.
+pub const FOREIGN_CALLER_SILENCE: Duration = Duration::from_secs(60);
+/// How long before the kernel's own limit on requests (`fs.fuse.*_request_timeout`) a wait ends, since that limit aborts the whole connection.
+pub const KERNEL_TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
+
+// ---- fetch
+
+/// Layers that readers wait for and that are fetched at once. Many, so that stalled ones do not stand before others.
+pub const DEMANDED_FETCHES_MAX: usize = 16;
+/// Layers that nobody waits for and that are fetched at once.
+pub const BACKGROUND_FETCHES_MAX: usize = 2;
+/// First wait after a failure of the content or the source; it doubles with each further one.
+pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);
+/// Longest wait after a failure.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(600);
+/// Longest wait after a full disk and the like, which can be over at any moment.
+pub const BACKOFF_DISK_MAX: Duration = Duration::from_secs(5);
+/// A tar layer up to this size in bytes is fetched in the background by `--prefetch small`.
+pub const PREFETCH_LAYER_BYTES: u64 = 16 << 20;
+/// What `--prefetch small` fetches in all, in bytes.
+pub const PREFETCH_TOTAL_BYTES: u64 = 256 << 20;
+
+// ---- fs
+
+/// How long a layer stays open after its last file was closed; a reader that opens file after file does not open the layer each time.
+pub const HANDLE_GRACE: Duration = Duration::from_secs(10);
+
+// ---- fuse
+
+/// Bytes of one listing, where the caller's buffer takes them: what `getdents` asks for in glibc.
+pub const LISTING_BYTES: usize = 32 << 10;
+/// Bytes of one listing that every caller's buffer takes: a page, which the kernel rounds up to.
+pub const LISTING_BYTES_MIN: usize = 4096;
+/// How often a request waits before it is answered with an error: what it waits for was gone again each time it came.
+pub const REQUEST_ATTEMPTS_MAX: u32 = 8;
+
+// ---- page
+
+/// Requests that are recorded while a handler works on them: more than there are threads that handle requests.
+pub const HANDLERS_MAX: usize = 256;
+/// Requests that are never handled again. Each took two workers with it.
+pub const POISONED_MAX: usize = 64;
+/// Files that can be replaced while they are open, during one mount.
+pub const REPLACED_MAX: usize = 4096;
+/// Files with a backing file that can be open at once in one mount; each costs 32 bytes of memory once used.
+pub const BACKING_FILES_MAX: usize = 65_536;
+
+// ---- control
+
+/// Bytes of a message between supervisor and worker; the longest is a tenth of it.
+pub const CONTROL_MESSAGE_BYTES: usize = 1024;
+
+// ---- plan
+
+/// Bytes of a mount's plan: manifest and config at their limits, as base64, and room for the rest.
+pub const PLAN_BYTES: u64 = 16 << 20;
+
+// ---- supervisor
+
+/// Wait before the next worker after one that died before it served; it doubles with each further one.
+pub const RESTART_DELAY_FIRST: Duration = Duration::from_millis(100);
+/// Longest wait before the next worker.
+pub const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+/// Deaths that workers brought upon themselves, within [`OWN_DEATHS_WINDOW`], after which those that served are not replaced at once either.
+pub const OWN_DEATHS_MAX: usize = 20;
+/// The time within which [`OWN_DEATHS_MAX`] counts.
+pub const OWN_DEATHS_WINDOW: Duration = Duration::from_secs(60);
+/// Workers of a new mount that may die before one serves; then the mount is given up.
+pub const STARTS_BEFORE_READY_MAX: u32 = 3;
+/// Seconds (ticks of the supervisor) that a worker may take no request while some wait.
+pub const HEARTBEAT_SILENCE_TICKS: u32 = 30;
+/// How long a killed worker may take to end before the next one starts beside it.
+pub const KILLED_PATIENCE: Duration = Duration::from_secs(5);
+/// How long unmounting waits for a worker to end all waits, and then for their callers to leave.
+pub const STOPPED_PATIENCE: Duration = Duration::from_millis(800);
+/// How long `kitfs umount` waits for its supervisor's answer.
+pub const UMOUNT_PATIENCE: Duration = Duration::from_secs(4);
+/// Requests that the kernel sends ahead of answers (read-ahead); its default of 12 to 16 makes parallel readers wait for each other.
+pub const FUSE_BACKGROUND_MAX: u16 = 64;
+/// Read-ahead in KiB where we may set it: the largest READ that the kernel sends by default.
+pub const READ_AHEAD_KIB: u32 = 1024;
+
+// ---- worker
+
+/// Threads that take requests from the kernel, at least: one that reads from a slow disk must not stand before a `stat`.
+pub const LOOP_THREADS_MIN: usize = 4;
+/// Threads that take requests from the kernel, at most: beyond it they only contend for the device.
+pub const LOOP_THREADS_MAX: usize = 8;
+//! Every named limit: its unit, and the reason for it.
 
 // ---- oci
 
