@@ -1,14 +1,11 @@
 //! kitfs
 pub mod archive;
+pub mod control;
 pub mod credentials;
 pub mod descriptor;
 pub mod digest;
 #[cfg(test)]
 mod fixtures;
-pub mod control;
-pub mod credentials;
-pub mod descriptor;
-pub mod digest;
 pub mod index;
 pub mod inflate;
 mod json;
@@ -19,7 +16,6 @@ pub mod layout;
 pub mod limits;
 pub mod node;
 pub mod oci;
-pub mod path;
 pub mod page;
 pub mod path;
 pub mod plan;

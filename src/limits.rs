@@ -125,7 +125,6 @@ pub const READ_AHEAD_KIB: u32 = 1024;
 pub const LOOP_THREADS_MIN: usize = 4;
 /// Threads that take requests from the kernel, at most: beyond it they only contend for the device.
 pub const LOOP_THREADS_MAX: usize = 8;
-//! Every named limit: its unit, and the reason for it.
 
 // ---- oci
 
