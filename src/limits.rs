@@ -200,3 +200,47 @@ pub const LAYOUT_MANIFESTS: usize = 10_000;
 pub const LAYOUT_NAMES_SHOWN: usize = 20;
 /// Bytes of a blob in a layout that are read at once.
 pub const LAYOUT_CHUNK_BYTES: usize = 1 << 20;
+// ---- store
+
+/// Bytes from which a file of a layer gets a file of its own in the cache, which the kernel then reads without us. Smaller ones stay in `pack`: one
+/// request reads them whole, and a dataset of a million of them costs one inode. Only what writes a layer asks this; where a file is stands in its index.
+pub const DATA_FILE_BYTES: u64 = 1 << 20;
+/// Bytes of one piece of a blob on its way through the store: hashed, split and written as one. Large enough that writes of data files get large
+/// folios in the page cache (a file written in small pieces is read 1.6 times slower), small enough to overlap hashing and writing.
+pub const PIECE_BYTES: usize = 1 << 20;
+/// Pieces that wait to be hashed. With [`PIECE_BYTES`] it bounds what hashing may lag behind writing to 8 MiB.
+pub const HASH_QUEUE_PIECES: usize = 8;
+/// Bytes by which the space for a file of a compressed layer is reserved ahead of its content. Its final size stands in a header that nobody
+/// has verified, so it is not reserved as a whole.
+pub const RESERVE_STEP_BYTES: u64 = 64 << 20;
+/// Bytes after which the kernel is asked to start writing back, so that the sync at the end finds little left to do.
+pub const WRITE_BACK_BYTES: u64 = 8 << 20;
+/// Seconds between two ticks of whoever works on a layer.
+pub const TICK_SECONDS: u64 = 1;
+/// Seconds without a tick after which the one who works on a layer counts as stopped and a waiter works beside it. Also the seconds without
+/// a byte after which a waiter with another source may try beside it.
+pub const SILENCE_SECONDS: u64 = 30;
+/// Milliseconds between two looks at the lock of a layer that another process works on. A flock cannot be waited for with a time-out; a look costs
+/// about 10 microseconds, and 50 ms are not felt after a fetch.
+pub const LOCK_POLL_MILLIS: u64 = 50;
+/// Processes that may work on one layer side by side: one, one beside it when it is silent, one more should that stop too.
+pub const FETCHERS_PER_LAYER: usize = 3;
+/// Seconds that the lock of the whole cache or the use lock of one layer is waited for. They are held for a rename, never for I/O, so whoever
+/// holds one longer is stopped.
+pub const DECISION_SECONDS: u64 = 10;
+/// Descriptors kept from writing to syncing in one ingest, so that a write-back error cannot be missed. A layer with more data files
+/// is read back and hashed instead.
+pub const SYNC_DESCRIPTORS: usize = 256;
+/// Seconds that [`crate::store::Store::sync`] waits for somebody else's sync before it does the same work itself.
+pub const SYNC_WAIT_SECONDS: u64 = 30;
+/// Bytes of a progress record. One page: it is written in place with one call, also when the disk is full.
+pub const PROGRESS_BYTES: usize = 4096;
+/// Bytes of an error's text in a progress record.
+pub const PROGRESS_TEXT_BYTES: usize = 1024;
+/// Bytes of a small record of the store (`visible`, a remembered reference). Nothing we write comes near.
+pub const RECORD_BYTES: u64 = 16 << 10;
+/// Fetches of a layer in one call of [`crate::store::Store::ensure`] that may end in a mismatch: the first, and one more from scratch. One that went on
+/// from bytes on disk does not count.
+pub const MISMATCHES: u32 = 2;
+/// Rounds of looking, re-verifying and fetching in one call of [`crate::store::Store::ensure`]. Two are enough unless somebody keeps touching the files.
+pub const ENSURE_ROUNDS: u32 = 5;

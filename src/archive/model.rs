@@ -272,3 +272,54 @@ proptest! {
         prop_assert!(a == b && b == c, "the pieces make a difference");
     }
 }
+
+/// Every tar layer that is in the fixtures as an OCI layout in a tar file, with its media type.
+fn layers_of_kits() -> Vec<(String, Vec<u8>, String)> {
+    let kits = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/kits");
+    let mut layers = Vec::new();
+    for kit in std::fs::read_dir(&kits).into_iter().flatten() {
+        let kit = kit.expect("a readable folder").path();
+        let Ok(layout) = std::fs::read(kit.join("layout.tar")) else { continue };
+        let (sink, _) = split(&layout, 1, 1 << 20).expect("a good archive");
+        let blobs: BTreeMap<&[u8], &[u8]> =
+            sink.entries.iter().map(|entry| (entry.path.name(), sink.content(entry.place, entry.size))).collect();
+        for blob in blobs.values() {
+            let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(blob) else { continue };
+            for layer in manifest["layers"].as_array().into_iter().flatten() {
+                let (media_type, digest) = (layer["mediaType"].as_str().expect("a text"), layer["digest"].as_str().expect("a text"));
+                if [".tar", "+gzip"].iter().any(|end| media_type.ends_with(end)) && media_type.contains(".tar") {
+                    let hex = digest.split(':').next_back().expect("one part at least");
+                    layers.push((kit.display().to_string(), blobs[hex.as_bytes()].to_vec(), media_type.to_owned()));
+                }
+            }
+        }
+    }
+    assert_eq!(layers.is_empty(), !kits.exists(), "the fixtures have layers");
+    layers
+}
+
+#[test]
+fn layers_of_the_real_kit_come_out_whole() {
+    for (kit, blob, media_type) in layers_of_kits() {
+        let mut stream = Vec::new();
+        if media_type.ends_with("+gzip") {
+            let mut inflate = crate::inflate::Inflate::new(blob.len() as u64);
+            let written = inflate.write(&blob, &mut |bytes| {
+                stream.extend_from_slice(bytes);
+                Ok::<(), crate::inflate::InflateError>(())
+            });
+            written.and_then(|()| inflate.finish()).unwrap_or_else(|error| panic!("{kit}: {error}"));
+        } else {
+            stream = blob;
+        }
+        for threshold in [1, 1000, u64::MAX] {
+            let (sink, _) = split(&stream, threshold, 12_345).unwrap_or_else(|error| panic!("{kit}: {error}"));
+            let index = index_of(&sink, &stream);
+            assert!(interleaved(&index, &sink) == stream, "{kit}: pack and data files make another stream");
+            for entry in sink.entries.iter().filter(|entry| entry.kind == Kind::File) {
+                let rank = index.find(&entry.path).expect("a good index").expect("it was added");
+                assert_eq!(index.entry(rank).expect("a good index").place, entry.place, "{kit}: {}", entry.path);
+            }
+        }
+    }
+}
