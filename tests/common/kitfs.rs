@@ -38,6 +38,11 @@ macro_rules! in_both_modes {
     };
 }
 
+/// The program under test: the one of this build, or the one that `KITFS_TEST_BINARY` names (a release build, say).
+pub fn binary() -> PathBuf {
+    std::env::var_os("KITFS_TEST_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_kitfs").into(), PathBuf::from)
+}
+
 /// A cache, a run directory and an environment.
 #[derive(Debug, Clone)]
 pub struct Host(Arc<Inner>);
@@ -92,7 +97,7 @@ impl Host {
 
     /// `kitfs` with arguments, in the host's environment and no other.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kitfs"));
+        let mut command = Command::new(binary());
         self.environment(&mut command).args(arguments);
         command
     }

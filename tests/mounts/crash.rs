@@ -161,7 +161,8 @@ fn read_warm(seed: u64, point: &Path, kit: &Kit, stop: &AtomicBool, reads: &Atom
                 buffer.copy_from_slice(right);
             }
             _ => {
-                assert_eq!(fs::read_dir(point.join("warm/small")).expect("opendir").map(|entry| entry.expect("readdir")).count(), 200);
+                let names: Result<Vec<_>, _> = fs::read_dir(point.join("warm/small")).expect("opendir").collect();
+                assert_eq!(names.expect("readdir").len(), 200);
                 buffer.copy_from_slice(right);
             }
         }

@@ -10,14 +10,19 @@
 mod common;
 
 mod cache_damage;
+mod cli;
 mod containers;
 mod crash;
 mod fault_registry;
 mod fixtures_mount;
 mod kits;
 mod laziness;
+mod offline;
 mod packer;
 mod reading;
+mod real_model;
 mod single_flight;
 mod tamper;
+mod transport;
+mod tree_model;
 mod waits;

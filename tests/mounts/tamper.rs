@@ -94,8 +94,7 @@ fn layers(mode: Mode, damage: Damage) {
             .map(|(layer, opened)| {
                 let (kit, point) = (Arc::clone(&kit), mount.point().to_owned());
                 let what = format!("{opened:?} of {layer}");
-                let outcome = thread::spawn(move || within(LIMIT, &what, move || access(&kit, &point, &layer, opened)));
-                outcome
+                thread::spawn(move || within(LIMIT, &what, move || access(&kit, &point, &layer, opened)))
             })
             .collect();
         let outcomes: Vec<_> = readers.into_iter().map(|reader| reader.join().expect("right bytes or an error")).collect();
