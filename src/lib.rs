@@ -1,9 +1,11 @@
 //! kitfs
 pub mod archive;
+pub mod cli;
 pub mod control;
 pub mod credentials;
 pub mod descriptor;
 pub mod digest;
+pub mod failure;
 #[cfg(test)]
 mod fixtures;
 pub mod index;
@@ -20,5 +22,7 @@ pub mod page;
 pub mod path;
 pub mod plan;
 pub mod registry;
+pub mod resolve;
 pub mod source;
+pub mod store;
 pub mod verify;
