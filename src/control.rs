@@ -8,8 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-    recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,8 @@ impl Control {
     /// Says `message`, with the descriptors of a layer where it is about one.
     pub fn send<T: Serialize>(&self, message: &T, held: Option<&Held>) -> io::Result<()> {
         let text = serde_json::to_vec(message)?;
-        let descriptors: Vec<BorrowedFd<'_>> = held.map(|held| [held.lock.as_fd(), held.dir.as_fd(), held.pack.as_fd(), held.index.as_fd()].to_vec()).unwrap_or_default();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            held.map(|held| [held.lock.as_fd(), held.dir.as_fd(), held.pack.as_fd(), held.index.as_fd()].to_vec()).unwrap_or_default();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
@@ -161,7 +162,10 @@ mod tests {
         let second: Received<FromWorker> = supervisor.receive().expect("received").expect("a message");
         assert_eq!(second.message, FromWorker::Hold { slot: 7 });
         let arrived = second.held.expect("descriptors");
-        assert_eq!([&arrived.lock, &arrived.dir, &arrived.pack, &arrived.index].map(inode), [&held.lock, &held.dir, &held.pack, &held.index].map(inode));
+        assert_eq!(
+            [&arrived.lock, &arrived.dir, &arrived.pack, &arrived.index].map(inode),
+            [&held.lock, &held.dir, &held.pack, &held.index].map(inode)
+        );
         drop(worker);
         assert!(supervisor.receive::<FromWorker>().expect("no error").is_none());
     }

@@ -200,6 +200,7 @@ pub const LAYOUT_MANIFESTS: usize = 10_000;
 pub const LAYOUT_NAMES_SHOWN: usize = 20;
 /// Bytes of a blob in a layout that are read at once.
 pub const LAYOUT_CHUNK_BYTES: usize = 1 << 20;
+
 // ---- store
 
 /// Bytes from which a file of a layer gets a file of its own in the cache, which the kernel then reads without us. Smaller ones stay in `pack`: one
@@ -244,3 +245,8 @@ pub const RECORD_BYTES: u64 = 16 << 10;
 pub const MISMATCHES: u32 = 2;
 /// Rounds of looking, re-verifying and fetching in one call of [`crate::store::Store::ensure`]. Two are enough unless somebody keeps touching the files.
 pub const ENSURE_ROUNDS: u32 = 5;
+
+// ---- cli
+
+/// Layers that a command fetches at once: each has several connections already, and more of them only share the same line.
+pub const PULLS_MAX: usize = 4;

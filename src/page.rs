@@ -128,7 +128,10 @@ impl Page {
     pub fn open(fd: OwnedFd) -> io::Result<Self> {
         let size = rustix::fs::fstat(&fd)?.st_size as u64;
         if size != size_of::<Layout>() as u64 {
-            return Err(io::Error::other(format!("the shared page has {size} bytes, expected {}: is it of another version?", size_of::<Layout>())));
+            return Err(io::Error::other(format!(
+                "the shared page has {size} bytes, expected {}: is it of another version?",
+                size_of::<Layout>()
+            )));
         }
         let page = Self::map(fd)?;
         match page.layout().version.load(Ordering::Acquire) {
@@ -250,7 +253,10 @@ impl Page {
     /// How often a file was replaced while it was open.
     pub fn replaced(&self, inode: u64) -> u32 {
         let table = &self.layout().replaced;
-        let slot = table.iter().take_while(|slot| slot.inode.load(Ordering::Acquire) != 0).find(|slot| slot.inode.load(Ordering::Relaxed) == inode);
+        let slot = table
+            .iter()
+            .take_while(|slot| slot.inode.load(Ordering::Acquire) != 0)
+            .find(|slot| slot.inode.load(Ordering::Relaxed) == inode);
         slot.map_or(0, |slot| slot.count.load(Ordering::Acquire) as u32)
     }
 
