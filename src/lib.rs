@@ -7,6 +7,7 @@ pub mod index;
 pub mod layer;
 pub mod limits;
 pub mod path;
+pub mod mountinfo;
 pub mod node;
 pub mod page;
 pub mod plan;
