@@ -91,3 +91,17 @@ pub const CONTROL_MESSAGE_BYTES: usize = 1024;
 
 /// Bytes of a mount's plan: manifest and config at their limits, as base64, and room for the rest.
 pub const PLAN_BYTES: u64 = 16 << 20;
+
+// ---- detach
+
+/// How long `fusermount3` may take. It asks nobody but the kernel.
+pub const FUSERMOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of what `fusermount3` complains that are read; it says one line.
+pub const FUSERMOUNT_MESSAGE_BYTES: u64 = 4096;
+
+// ---- run
+
+/// Bytes of a document in the run directory. The longest lists the layers, which a manifest at its own limit has by the ten thousand.
+pub const RUN_DOCUMENT_BYTES: u64 = 32 << 20;
+/// How old a folder is that was never finished, or never wholly removed; both take milliseconds.
+pub const ABANDONED_AFTER: Duration = Duration::from_secs(60);
