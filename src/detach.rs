@@ -80,7 +80,10 @@ fn by_fusermount(mountpoint: &Path, expected: u64, lazy: bool) -> io::Result<Det
     } else if message.contains("busy") {
         Ok(Detached::Busy)
     } else {
-        Err(io::Error::other(format!("{FUSERMOUNT} failed ({status}): {}", message.trim().escape_debug())))
+        // What it says of a mount that belongs to somebody else.
+        let foreign = message.contains("not permitted") || message.contains("not found in");
+        let kind = if foreign { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+        Err(io::Error::new(kind, format!("{FUSERMOUNT} failed ({status}): {}", message.trim().escape_debug())))
     }
 }
 
