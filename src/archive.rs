@@ -10,6 +10,8 @@
 
 mod header;
 mod pax;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 

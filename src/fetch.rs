@@ -78,6 +78,7 @@ struct Inner {
     background: VecDeque<u16>,
     demanded_running: usize,
     background_running: usize,
+    cautious: bool,
     layers: Vec<State>,
 }
 
@@ -103,6 +104,11 @@ impl Fetcher {
         if self.listener.set(listener).is_err() {
             unreachable!("a mount has one listener, set when it is put together");
         }
+    }
+
+    /// Fetches half as many layers at once, after workers that died of something they did themselves, most likely of memory.
+    pub fn be_cautious(&self, cautious: bool) {
+        self.lock().cautious = cautious;
     }
 
     /// A reader wants the layer: it goes before everything that nobody waits for.
@@ -257,11 +263,12 @@ impl Inner {
     /// Takes the next fetch that there is room for. Readers never stand behind prefetches, not even behind stalled ones: the two have
     /// room of their own.
     fn next(&mut self) -> Option<(u16, bool)> {
-        let (slot, demanded) = if self.demanded_running < DEMANDED_FETCHES_MAX
+        let share = if self.cautious { 2 } else { 1 };
+        let (slot, demanded) = if self.demanded_running < DEMANDED_FETCHES_MAX / share
             && let Some(slot) = self.demanded.pop_front()
         {
             (slot, true)
-        } else if self.background_running < BACKGROUND_FETCHES_MAX {
+        } else if self.background_running < BACKGROUND_FETCHES_MAX / share {
             (self.background.pop_front()?, false)
         } else {
             return None;

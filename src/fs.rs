@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
@@ -36,6 +37,7 @@ pub struct Fs {
     store: Store,
     fetcher: Arc<Fetcher>,
     ended: Ended,
+    agree: Agree,
     /// What a first touch of a model's layer brings after it; empty with `--prefetch none`.
     model: Vec<u16>,
     model_touched: AtomicBool,
@@ -45,6 +47,9 @@ pub struct Fs {
 
 /// Told when a wait is over.
 pub type Ended = Box<dyn Fn(Need, Result<(), Errno>) + Send + Sync>;
+
+/// Told a layer's slot and the checksum of its entry table; false if an earlier worker of this mount went by another table.
+pub type Agree = Box<dyn Fn(u16, u64) -> bool + Send + Sync>;
 
 /// What there is to say now.
 #[derive(Debug)]
@@ -106,6 +111,7 @@ impl Fs {
         fetcher: Arc<Fetcher>,
         prefetch_model: bool,
         ended: Ended,
+        agree: Agree,
     ) -> Result<Arc<Self>, TreeError> {
         let places = kit.layers.iter().map(|layer| Place {
             digest: layer.spec.descriptor.digest,
@@ -126,6 +132,7 @@ impl Fs {
             store,
             fetcher: Arc::clone(&fetcher),
             ended,
+            agree,
             model,
             model_touched: AtomicBool::new(false),
             created: created.unwrap_or(OLDEST_SHOWN).max(OLDEST_SHOWN),
@@ -160,6 +167,11 @@ impl Fs {
         &self.tree
     }
 
+    /// The cache's directory.
+    pub fn store_dir(&self) -> &Path {
+        self.store.dir()
+    }
+
     /// The layers' specs in manifest order; the n-th has slot n + 1.
     pub fn specs(&self) -> impl Iterator<Item = &LayerSpec> {
         self.layers.iter().map(|layer| &layer.spec)
@@ -172,7 +184,7 @@ impl Fs {
 
     /// The node of an id from the kernel.
     pub fn node(&self, id: NodeId) -> Result<Node, Errno> {
-        self.tree.node(id).map_err(|error| self.damaged(None, &error))
+        self.tree.node(id).map_err(|error| self.damaged(&error))
     }
 
     /// LOOKUP, which must not wait if it can be helped: a waiting lookup makes its neighbours unkillable. It waits in one case: the index
@@ -183,7 +195,7 @@ impl Fs {
             Ok(Lookup::Cold(group)) if !self.tree.is_shared_directory(group) => Err(Errno::STALE),
             Ok(Lookup::Cold(group)) => Ok(Answer::Wait(Need::Names(group))),
             Ok(found) => Ok(Answer::Now(found)),
-            Err(error) => Err(self.damaged(None, &error)),
+            Err(error) => Err(self.damaged(&error)),
         }
     }
 
@@ -196,7 +208,7 @@ impl Fs {
             Ok(Known::Is(attributes)) => Ok(Answer::Now(attributes)),
             Ok(Known::Absent) => Err(Errno::STALE),
             Ok(Known::Unknown(group)) => Ok(Answer::Wait(Need::Names(group))),
-            Err(error) => Err(self.damaged(None, &error)),
+            Err(error) => Err(self.damaged(&error)),
         }
     }
 
@@ -210,7 +222,7 @@ impl Fs {
         match self.tree.list(folder, position, each) {
             Ok(Known::Unknown(group)) => Ok(Answer::Wait(Need::Names(group))),
             Ok(_) => Ok(Answer::Now(())),
-            Err(error) => Err(self.damaged(None, &error)),
+            Err(error) => Err(self.damaged(&error)),
         }
     }
 
@@ -225,7 +237,7 @@ impl Fs {
             Ok(Known::Is(at)) => at,
             Ok(Known::Absent) => return Err(Errno::STALE),
             Ok(Known::Unknown(group)) => return Ok(Answer::Wait(Need::Names(group))),
-            Err(error) => return Err(self.damaged(None, &error)),
+            Err(error) => return Err(self.damaged(&error)),
         };
         let mut open = self.open_layer(at.slot);
         let Some(layer) = self.recall(at.slot, &mut open)? else { return Ok(Answer::Wait(Need::Content(at.slot))) };
@@ -312,7 +324,7 @@ impl Fs {
             Ok(Known::Is(at)) => at,
             Ok(Known::Absent) => return Err(Errno::STALE),
             Ok(Known::Unknown(group)) => return Ok(Answer::Wait(Need::Names(group))),
-            Err(error) => return Err(self.damaged(None, &error)),
+            Err(error) => return Err(self.damaged(&error)),
         };
         let content = {
             let mut open = self.open_layer(at.slot);
@@ -420,7 +432,14 @@ impl Fs {
         let indexes: Option<Vec<Index>> = self.tree.slots(group).iter().map(|&slot| self.index_of(slot)).collect();
         match indexes {
             None => Ok(false),
-            Some(indexes) => self.tree.learn(group, indexes).map(|()| true),
+            Some(indexes) => {
+                for (&slot, index) in self.tree.slots(group).iter().zip(&indexes) {
+                    if !(self.agree)(slot, index.table_checksum()) {
+                        return Err(TreeError::OtherTable(self.spec(slot).descriptor.digest));
+                    }
+                }
+                self.tree.learn(group, indexes).map(|()| true)
+            }
         }
     }
 
@@ -486,14 +505,14 @@ impl Fs {
 
     /// A group whose layers are what their digests say, but do not fit into this kit.
     fn refuse(&self, group: Group, error: &TreeError) {
-        let errno = self.damaged(None, error);
+        let errno = self.damaged(error);
         for &slot in self.tree.slots(group) {
             self.fetcher.refuse(slot, error.to_string());
             self.end(slot, Err(errno));
         }
     }
 
-    fn damaged(&self, _slot: Option<u16>, error: &TreeError) -> Errno {
+    fn damaged(&self, error: &TreeError) -> Errno {
         match error {
             TreeError::NoSuchNode(_) => Errno::STALE,
             _ => {

@@ -18,12 +18,13 @@ use fuser::{
 };
 use rustix::io::Errno;
 
-use crate::control::Supervisor;
+use crate::control::{Control, FromWorker};
 use crate::fs::{Answer, Fs, Opened};
 use crate::index::Kind;
 use crate::limits::{LISTING_BYTES, LISTING_BYTES_MIN, REQUEST_ATTEMPTS_MAX};
 use crate::node::NodeId;
 use crate::page::{Page, Release};
+use crate::store::Held;
 use crate::tree::{Attributes, Child, Lookup, Node};
 use crate::wait::{Call, Caller, Need, Waiters};
 use crate::wire::{Attr, DIRENT_SIZE, Device, ENTRY_SIZE, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FOREVER, Listing};
@@ -38,7 +39,7 @@ pub(crate) struct Shared {
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) device: Device,
     pub(crate) page: Page,
-    pub(crate) supervisor: Arc<Supervisor>,
+    pub(crate) control: Arc<Control>,
     /// Owner of everything that is shown.
     pub(crate) uid: u32,
     /// Group of everything that is shown.
@@ -197,7 +198,7 @@ impl Shared {
                 Answer::Now(_) => Err(Errno::ISDIR),
             };
         }
-        let opened = match self.fs.open(id, &mut |slot, held| self.supervisor.hold(slot, held))? {
+        let opened = match self.fs.open(id, &mut |slot, held| self.hand_up(slot, &held))? {
             Answer::Wait(need) => return Ok(Outcome::Waits(need)),
             Answer::Now(opened) => opened,
         };
@@ -227,6 +228,13 @@ impl Shared {
             _ => self.device.opened(unique, FOPEN_KEEP_CACHE | FOPEN_NOFLUSH, 0),
         }
         Ok(Outcome::Answered)
+    }
+
+    /// Gives the supervisor what the next worker must inherit. If it is gone there is no next worker.
+    fn hand_up(&self, slot: u16, held: &Held) {
+        if let Err(error) = self.control.send(&FromWorker::Hold { slot }, Some(held)) {
+            tracing::warn!(slot, %error, "layer cannot be handed to the supervisor");
+        }
     }
 
     fn undo_open(&self, id: NodeId) {

@@ -34,6 +34,8 @@
 mod builder;
 mod format;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 

@@ -1,14 +1,20 @@
 //! kitfs
 pub mod archive;
 pub mod control;
+pub mod credentials;
 pub mod descriptor;
 pub mod digest;
 pub mod index;
+pub mod inflate;
+mod json;
 pub mod layer;
+pub mod layout;
 pub mod limits;
-pub mod path;
 pub mod node;
+pub mod oci;
 pub mod page;
+pub mod path;
 pub mod plan;
+pub mod registry;
 pub mod source;
 pub mod verify;

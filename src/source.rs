@@ -3,6 +3,9 @@
 //! The one trait of kitfs: implemented by [`crate::registry`], by [`crate::layout`] and by the tests' fault injector. Whatever comes
 //! out of it is [`Unverified`].
 
+mod open;
+
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::time::SystemTime;
@@ -13,6 +16,8 @@ use futures_util::stream::BoxStream;
 
 use crate::descriptor::Descriptor;
 use crate::verify::Unverified;
+
+pub use open::{SourceOptions, before_mount, open};
 
 /// The bytes of a blob in order, from the asked offset to the end. After an error nothing more comes.
 pub type BlobStream = BoxStream<'static, Result<Unverified<Bytes>, SourceError>>;
@@ -118,4 +123,23 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Stands among the causes of a [`SourceError`] if the other side was greeted by TLS and does not seem to speak it.
+#[derive(Debug, thiserror::Error)]
+#[error("the other side does not speak TLS")]
+pub struct NotTls(#[source] Box<dyn Error + Send + Sync>);
+
+impl NotTls {
+    /// Marks `cause`.
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+impl SourceError {
+    /// True if plain HTTP may be what the place speaks. Whether to tell the user to try it is up to the command line.
+    pub fn is_not_tls(&self) -> bool {
+        std::iter::successors(self.source(), |&cause| cause.source()).any(|cause| cause.is::<NotTls>())
+    }
 }

@@ -81,6 +81,9 @@ pub enum TreeError {
         #[source]
         source: IndexError,
     },
+    /// The layer's entries have other numbers than they had for an earlier worker of this mount, so that open files would mean others.
+    #[error("layer {0}: its entries are numbered otherwise than when the mount began; mount it anew")]
+    OtherTable(Digest),
     /// A node id that no worker of this mount can have given out.
     #[error("node {0:?} is not of this mount")]
     NoSuchNode(NodeId),

@@ -68,7 +68,9 @@ impl RawHeader {
             name = [prefix, b"/", &name].concat();
         }
         let mode = (mode & 0o7777) as u32;
-        Ok(Self { type_flag: header.entry_type().as_byte(), name, size, mode, mtime })
+        // The byte itself: the tar crate's `EntryType` takes NUL for `0`, which is not the same.
+        let [type_flag] = old.linkflag;
+        Ok(Self { type_flag, name, size, mode, mtime })
     }
 }
 

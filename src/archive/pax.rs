@@ -163,13 +163,13 @@ mod tests {
         let both = read(b"11 path=a=\n10 size=7\n").expect("good");
         assert_eq!((both.size(), both.clone().into_name()), (Ok(Some(7)), Some(b"a=".to_vec())));
         assert_eq!(read(b"10 path=a\n10 path=b\n").expect("good").into_name(), Some(b"b".to_vec()), "the last one counts");
-        assert_eq!(read(b"10 path=a\n9 path=\n").expect("good").into_name(), None, "an empty one restores the header's");
+        assert_eq!(read(b"10 path=a\n8 path=\n").expect("good").into_name(), None, "an empty one restores the header's");
         assert_eq!(read(b"011 path=a\n").expect("good").into_name(), Some(b"a".to_vec()));
         assert_eq!(read(b"15 comment=a\0b\n").expect("good").into_name(), None);
         for bad in [
             &b"10 path=a"[..],
             b"11 path=a\n",
-            b"9 path=a\n",
+            b"8 path=a\n",
             b"path=a\n",
             b"10 pathAa\n",
             b"4 =\n",

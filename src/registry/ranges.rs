@@ -1,0 +1,248 @@
+//! A blob as a stream in order: one request for a small one, several connections at once for a large one.
+//!
+//! Ranges that are not next wait in memory, within one budget for the whole process; a connection that finds it spent stops reading.
+//! The range that is next never waits for that budget (it has a small allowance of its own), so that streams cannot block each other.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use futures_util::stream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::endpoint::Endpoint;
+use super::piece::{End, Piece, Stop};
+use crate::digest::Digest;
+use crate::limits;
+use crate::source::{BlobStream, SourceError};
+use crate::verify::Unverified;
+
+/// How a blob is cut into ranges. The default is what [`limits`] says; tests make it small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes of a range; a blob that has no more is fetched by one request.
+    pub bytes: u64,
+    /// Ranges that are fetched at the same time.
+    pub connections: usize,
+}
+
+impl Default for Cut {
+    fn default() -> Self {
+        Self { bytes: limits::RANGE_BYTES, connections: limits::CONNECTIONS }
+    }
+}
+
+/// Permits are kilobytes, for a semaphore counts in 32 bits when it gives several.
+const PERMIT_BYTES: u64 = 1024;
+
+/// What is out of order in this process.
+static REORDER: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new((limits::REORDER_BYTES / PERMIT_BYTES) as usize)));
+
+/// The blob's bytes from `from` on. Dropping the stream ends its requests.
+pub(super) fn blob(endpoint: Arc<Endpoint>, digest: Digest, size: u64, from: u64, cut: Cut) -> BlobStream {
+    let fetch = Fetch { endpoint, digest, size, cut, state: State::Start(from) };
+    Box::pin(stream::unfold(fetch, |mut fetch| async move {
+        let item = fetch.next().await?;
+        Some((item.map(Unverified::new), fetch))
+    }))
+}
+
+struct Fetch {
+    endpoint: Arc<Endpoint>,
+    digest: Digest,
+    size: u64,
+    cut: Cut,
+    state: State,
+}
+
+enum State {
+    Start(u64),
+    One(Box<Piece>),
+    Many(Lanes),
+    Done,
+}
+
+/// The ranges that are being fetched, in order.
+struct Lanes {
+    lanes: VecDeque<Lane>,
+    /// Ends the fetches when it is dropped.
+    tasks: JoinSet<()>,
+    /// The offset at which the next lane begins; `None` when the last one has begun.
+    next: Option<u64>,
+    /// For the lane that is next in order.
+    allowance: Arc<Semaphore>,
+}
+
+struct Lane {
+    start: u64,
+    end: End,
+    events: UnboundedReceiver<Event>,
+    is_next: watch::Sender<bool>,
+}
+
+enum Event {
+    Bytes(Bytes, OwnedSemaphorePermit),
+    End { at: u64 },
+    Stop(Stop),
+}
+
+impl Fetch {
+    async fn next(&mut self) -> Option<Result<Bytes, SourceError>> {
+        loop {
+            match &mut self.state {
+                State::Done => return None,
+                State::Start(from) => {
+                    let from = *from;
+                    if let Err(error) = self.start(from).await {
+                        return self.fail(error);
+                    }
+                }
+                State::One(piece) => match piece.next().await {
+                    Ok(Some(bytes)) => return Some(Ok(bytes)),
+                    Ok(None) => self.state = State::Done,
+                    // It goes to the end of the blob, so it is never bounded.
+                    Err(Stop::NoRanges) => {
+                        let at = piece.at();
+                        self.state = State::One(self.rest(at));
+                    }
+                    Err(Stop::Error(error)) => return self.fail(error),
+                },
+                State::Many(lanes) => {
+                    lanes.fill(&self.endpoint, self.digest, self.size, self.cut);
+                    let Some(lane) = lanes.lanes.front_mut() else {
+                        self.state = State::Done;
+                        continue;
+                    };
+                    match lane.events.recv().await {
+                        Some(Event::Bytes(bytes, _permit)) => {
+                            lane.start += bytes.len() as u64;
+                            return Some(Ok(bytes));
+                        }
+                        // The registry's blob ends before its descriptor says, consistently; the check will say so.
+                        Some(Event::End { at }) if matches!(lane.end, End::Before(end) if at < end) => self.state = State::Done,
+                        Some(Event::End { .. }) => lanes.advance(),
+                        // It answered a range before and ignores one now: go on with one request, from where we are.
+                        Some(Event::Stop(Stop::NoRanges)) => {
+                            let at = lane.start;
+                            self.state = State::One(self.rest(at));
+                        }
+                        Some(Event::Stop(Stop::Error(error))) => return self.fail(error),
+                        None => {
+                            let reason = "the fetch ended unexpectedly".to_owned();
+                            let error = self.endpoint.unavailable(&format!("blob {}", self.digest), reason, None);
+                            return self.fail(error);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn start(&mut self, from: u64) -> Result<(), SourceError> {
+        // There is nothing to fetch, and the check can decide without it.
+        if from >= self.size {
+            self.state = State::Done;
+            return Ok(());
+        }
+        if self.size - from <= self.cut.bytes || self.cut.connections < 2 {
+            self.state = State::One(self.rest(from));
+            return Ok(());
+        }
+        // The first answer tells whether there are ranges to be had.
+        let end = End::Before(from + self.cut.bytes);
+        let mut first = Box::new(Piece::new(Arc::clone(&self.endpoint), self.digest, self.size, from, end));
+        let ranged = first.begin().await?;
+        self.state = if ranged {
+            let allowance = Arc::new(Semaphore::new((limits::IN_ORDER_BYTES / PERMIT_BYTES) as usize));
+            let mut lanes = Lanes { lanes: VecDeque::new(), tasks: JoinSet::new(), next: Some(from + self.cut.bytes), allowance };
+            lanes.run(first);
+            lanes.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
+            State::Many(lanes)
+        } else {
+            first.to_the_end();
+            State::One(first)
+        };
+        Ok(())
+    }
+
+    /// All that is left from `at` on, by one request.
+    fn rest(&self, at: u64) -> Box<Piece> {
+        Box::new(Piece::new(Arc::clone(&self.endpoint), self.digest, self.size, at, End::Blob))
+    }
+
+    fn fail(&mut self, error: SourceError) -> Option<Result<Bytes, SourceError>> {
+        self.state = State::Done;
+        Some(Err(error))
+    }
+}
+
+impl Lanes {
+    /// Begins as many lanes as there is room for.
+    fn fill(&mut self, endpoint: &Arc<Endpoint>, digest: Digest, size: u64, cut: Cut) {
+        while self.tasks.try_join_next().is_some() {}
+        // Twice as many as are fetched at once: those that are complete wait for their turn.
+        while self.tasks.len() < cut.connections && self.lanes.len() < 2 * cut.connections {
+            let Some(start) = self.next else { return };
+            let (end, next) = match start.checked_add(cut.bytes) {
+                Some(end) if end < size => (End::Before(end), Some(end)),
+                _ => (End::Blob, None),
+            };
+            self.next = next;
+            self.run(Box::new(Piece::new(Arc::clone(endpoint), digest, size, start, end)));
+        }
+    }
+
+    fn run(&mut self, piece: Box<Piece>) {
+        let (sender, events) = unbounded_channel();
+        let (is_next, next) = watch::channel(false);
+        self.lanes.push_back(Lane { start: piece.at(), end: piece.end(), events, is_next });
+        self.tasks.spawn(pump(piece, sender, next, Arc::clone(&self.allowance)));
+    }
+
+    /// The first lane is done.
+    fn advance(&mut self) {
+        self.lanes.pop_front();
+        self.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
+    }
+}
+
+impl Lane {
+    fn is_next_now(&mut self) {
+        self.is_next.send_replace(true);
+    }
+}
+
+/// Reads a piece as fast as there is room for it.
+async fn pump(mut piece: Box<Piece>, events: UnboundedSender<Event>, mut next: watch::Receiver<bool>, allowance: Arc<Semaphore>) {
+    loop {
+        let event = match piece.next().await {
+            Ok(Some(bytes)) => {
+                let Some(permit) = room(bytes.len() as u64, &mut next, &allowance).await else { return };
+                Event::Bytes(bytes, permit)
+            }
+            Ok(None) => Event::End { at: piece.at() },
+            Err(stop) => Event::Stop(stop),
+        };
+        let last = !matches!(event, Event::Bytes(..));
+        // Nobody listens any more, or there is no more to say.
+        if events.send(event).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Waits until so many bytes may be kept.
+async fn room(bytes: u64, next: &mut watch::Receiver<bool>, allowance: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    let permits = |most: u64| u32::try_from(bytes.clamp(1, most).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+    if !*next.borrow() {
+        tokio::select! {
+            biased;
+            // An error means that the lane is gone.
+            turn = next.wait_for(|next| *next) => drop(turn.ok()?),
+            permit = Arc::clone(&REORDER).acquire_many_owned(permits(limits::REORDER_BYTES)) => return permit.ok(),
+        }
+    }
+    Arc::clone(allowance).acquire_many_owned(permits(limits::IN_ORDER_BYTES)).await.ok()
+}

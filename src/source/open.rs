@@ -1,0 +1,40 @@
+//! Opens the source that a reference names.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Source, SourceError};
+use crate::layout::Layout;
+use crate::limits;
+use crate::oci::{Reference, Transport};
+use crate::registry::{Registry, RegistryOptions};
+
+/// What a user may say about how sources are reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceOptions {
+    /// http instead of https.
+    pub plain_http: bool,
+    /// A PEM file with certificates to trust beside the system's.
+    pub ca_cert: Option<PathBuf>,
+}
+
+/// The source that `reference` names. Nothing is asked of it yet; logins come from this process's environment.
+pub fn open(reference: &Reference, options: &SourceOptions) -> Result<Arc<dyn Source>, SourceError> {
+    let digest = reference.digest();
+    Ok(match reference.transport() {
+        Transport::Registry(name) => {
+            let SourceOptions { plain_http, ca_cert } = options.clone();
+            Arc::new(Registry::new(name, digest, &RegistryOptions { plain_http, ca_cert, ..RegistryOptions::default() })?)
+        }
+        Transport::Layout(name) => Arc::new(Layout::new(name, digest)?),
+    })
+}
+
+/// Does `work`, all the asking that has to be done before a mount shows, within the time for it.
+pub async fn before_mount<T, E: From<SourceError>>(source: &dyn Source, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let seconds = limits::BEFORE_MOUNT_S;
+    tokio::time::timeout(Duration::from_secs(seconds), work).await.unwrap_or_else(|_| {
+        Err(SourceError::Stalled { place: source.name().to_owned(), what: "manifest and config".to_owned(), seconds }.into())
+    })
+}

@@ -1,0 +1,174 @@
+//! The fixtures: cases with their layout and what they must look like.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use serde_json::Value;
+
+use super::registry::Registry;
+
+/// One folder of `tests/fixtures/kits` or `tests/fixtures/hostile`.
+#[derive(Debug)]
+pub struct Case {
+    pub name: String,
+    folder: PathBuf,
+    json: Value,
+}
+
+/// One line of a `tree*.jsonl`.
+#[derive(Debug)]
+pub struct Line {
+    pub path: Vec<u8>,
+    pub folder: bool,
+    pub mode: u32,
+    pub size: u64,
+    pub sha256: String,
+    pub generated: bool,
+}
+
+/// The files of a `layout.tar`.
+#[derive(Debug)]
+pub struct Layout(BTreeMap<String, Vec<u8>>);
+
+/// The cases of one kind (`kits`, `hostile`), by name.
+pub fn cases(kind: &str) -> Vec<Case> {
+    let folder = root().join(kind);
+    let mut cases: Vec<_> = fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| Case::load(&entry.expect("an entry").path()))
+        .collect();
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(!cases.is_empty(), "no cases in {}", folder.display());
+    cases
+}
+
+/// One case, `kits/all-kinds-plain`.
+pub fn case(path: &str) -> Case {
+    Case::load(&root().join(path))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+impl Case {
+    fn load(folder: &Path) -> Self {
+        let text = fs::read_to_string(folder.join("case.json")).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let json = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+        Self { name, folder: folder.to_owned(), json }
+    }
+
+    /// A text field of `case.json`.
+    pub fn text(&self, field: &str) -> Option<&str> {
+        self.json.get(field)?.as_str()
+    }
+
+    /// A list of texts of `case.json`, empty if there is none.
+    pub fn list(&self, field: &str) -> Vec<&str> {
+        self.json.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    pub fn reference(&self) -> &str {
+        self.text("reference").expect("`reference` in case.json")
+    }
+
+    pub fn digest(&self) -> &str {
+        self.text("digest").expect("`digest` in case.json")
+    }
+
+    /// What a mount shows, if that is known.
+    pub fn tree(&self) -> Option<Vec<Line>> {
+        let name = self.text("mount_tree").or(self.text("tree")).unwrap_or("tree.jsonl");
+        let text = fs::read_to_string(self.folder.join(name)).ok()?;
+        Some(text.lines().map(Line::parse).collect())
+    }
+
+    pub fn layout(&self) -> Layout {
+        let path = self.folder.join("layout.tar");
+        let mut archive = tar::Archive::new(fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())));
+        let mut files = BTreeMap::new();
+        for entry in archive.entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            if entry.header().entry_type().is_file() {
+                let name = entry.path().expect("a name").to_string_lossy().trim_start_matches("./").to_owned();
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).expect("a whole entry");
+                files.insert(name, content);
+            }
+        }
+        Layout(files)
+    }
+
+    /// Puts everything of the case into the registry, whether its digests are right or not, and says the case's reference there.
+    pub fn serve(&self, registry: &Registry) -> String {
+        self.layout().serve(registry);
+        let (_, name) = self.reference().split_once('/').expect("a registry in the reference");
+        format!("{}/{name}", registry.host())
+    }
+
+    /// Unpacks the layout into a folder and says the case's reference there.
+    pub fn unpack(&self, folder: &Path) -> String {
+        for (name, content) in self.layout().0 {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().expect("below the folder")).expect("a folder");
+            fs::write(path, content).expect("room");
+        }
+        format!("oci:{}:{}", folder.display(), self.reference())
+    }
+}
+
+impl Layout {
+    /// The blob with this digest.
+    pub fn blob(&self, digest: &str) -> Option<&[u8]> {
+        self.0.get(&format!("blobs/{}", digest.replacen(':', "/", 1))).map(Vec::as_slice)
+    }
+
+    /// The document with this digest.
+    pub fn json(&self, digest: &str) -> Option<Value> {
+        serde_json::from_slice(self.blob(digest)?).ok()
+    }
+
+    fn serve(&self, registry: &Registry) {
+        for (path, content) in &self.0 {
+            if let Some(digest) = path.strip_prefix("blobs/") {
+                registry.blob_as(&digest.replacen('/', ":", 1), content.clone());
+            }
+        }
+        let index: Value = serde_json::from_slice(&self.0["index.json"]).expect("an index");
+        for manifest in index["manifests"].as_array().expect("manifests") {
+            let text = |value: &Value| value.as_str().expect("a text").to_owned();
+            let Some(name) = manifest["annotations"]["org.opencontainers.image.ref.name"].as_str() else { continue };
+            let name = name.split_once('/').filter(|(host, _)| host.contains(['.', ':'])).map_or(name, |(_, name)| name);
+            let (repository, tag) = name.rsplit_once(':').expect("a tag");
+            let digest = text(&manifest["digest"]);
+            let content = self.blob(&digest).expect("the manifest").to_vec();
+            registry.manifest_as(repository, tag, &digest, &text(&manifest["mediaType"]), content);
+        }
+    }
+}
+
+impl Line {
+    fn parse(line: &str) -> Self {
+        let json: Value = serde_json::from_str(line).expect("a line of JSON");
+        let path = match json["path_b64"].as_str() {
+            Some(exact) => base64::engine::general_purpose::STANDARD.decode(exact).expect("base64"),
+            None => json["path"].as_str().expect("a path").as_bytes().to_vec(),
+        };
+        let mode = match &json["mode"] {
+            Value::String(octal) => u32::from_str_radix(octal, 8).expect("octal"),
+            number => u32::try_from(number.as_u64().expect("a mode")).expect("a mode"),
+        };
+        Self {
+            path,
+            folder: json["type"] == "dir",
+            mode,
+            size: json["size"].as_u64().unwrap_or_default(),
+            sha256: json["sha256"].as_str().unwrap_or_default().to_owned(),
+            generated: json["generated"].as_bool().unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! A packer: makes a kit from a tree of files by the rules of kit 0.5 to 1.9.
+//!
+//! The tar bytes are those of Go's `archive/tar` as kit uses it, so that a layer gets the digest that the real kit gives it; gzip bytes
+//! are another encoder's, so there only the diffId is the same. `mounts/packer.rs` proves both against fixtures of the real kit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::registry::{Registry, sha256};
+
+/// Files and folders by path (no leading slash, no `.`), the model that a mount is compared with.
+#[derive(Debug, Clone, Default)]
+pub struct Tree(pub BTreeMap<Vec<u8>, Node>);
+
+#[derive(Debug, Clone)]
+pub enum Node {
+    Folder { mode: u32 },
+    File { mode: u32, content: Arc<Vec<u8>> },
+}
+
+impl Tree {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a file (0644), and the folders above it (0755) that are missing.
+    pub fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.file_with_mode(path, 0o644, content)
+    }
+
+    pub fn file_with_mode(mut self, path: &str, mode: u32, content: impl Into<Vec<u8>>) -> Self {
+        self.put(path.as_bytes(), Node::File { mode, content: Arc::new(content.into()) });
+        self
+    }
+
+    pub fn folder(mut self, path: &str, mode: u32) -> Self {
+        self.put(path.as_bytes(), Node::Folder { mode });
+        self
+    }
+
+    pub fn put(&mut self, path: &[u8], node: Node) {
+        for (index, byte) in path.iter().enumerate() {
+            if *byte == b'/' {
+                self.0.entry(path[..index].to_vec()).or_insert(Node::Folder { mode: 0o755 });
+            }
+        }
+        self.0.insert(path.to_vec(), node);
+    }
+
+    /// The content of a file.
+    pub fn content(&self, path: &str) -> &[u8] {
+        match self.0.get(path.as_bytes()) {
+            Some(Node::File { content, .. }) => content,
+            _ => panic!("no file {path} in the tree"),
+        }
+    }
+
+    /// Reads a folder of the disk, regular files and folders only.
+    pub fn read(folder: &Path) -> Self {
+        let mut tree = Self::new();
+        let mut open = vec![folder.to_owned()];
+        while let Some(next) = open.pop() {
+            for entry in fs::read_dir(&next).expect("a readable folder") {
+                let path = entry.expect("an entry").path();
+                let metadata = fs::symlink_metadata(&path).expect("an entry");
+                let name = path.strip_prefix(folder).expect("below").as_os_str().as_bytes().to_vec();
+                let mode = metadata.permissions().mode() & 0o7777;
+                if metadata.is_dir() {
+                    tree.0.insert(name, Node::Folder { mode });
+                    open.push(path);
+                } else if metadata.is_file() {
+                    tree.0.insert(name, Node::File { mode, content: Arc::new(fs::read(&path).expect("a readable file")) });
+                }
+            }
+        }
+        tree
+    }
+
+    /// Writes it to a folder of the disk.
+    pub fn write(&self, folder: &Path) {
+        for (path, node) in self.walk() {
+            let path = folder.join(OsStr::from_bytes(path));
+            match node {
+                Node::Folder { .. } => fs::create_dir_all(&path).expect("a folder"),
+                Node::File { mode, content } => {
+                    let mut options = fs::OpenOptions::new();
+                    let mut file = options.write(true).create_new(true).mode(*mode).open(&path).expect("a new file");
+                    file.write_all(content).expect("room");
+                }
+            }
+        }
+    }
+
+    /// In the order of Go's `filepath.Walk`: a folder, then what is in it, names by their bytes.
+    fn walk(&self) -> Vec<(&[u8], &Node)> {
+        let mut all: Vec<_> = self.0.iter().map(|(path, node)| (path.as_slice(), node)).collect();
+        all.sort_by(|(a, _), (b, _)| a.split(|byte| *byte == b'/').cmp(b.split(|byte| *byte == b'/')));
+        all
+    }
+}
+
+/// The kinds of layer, in the order in which a manifest has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Section {
+    Model,
+    Part,
+    Code,
+    Dataset,
+    Docs,
+}
+
+impl Section {
+    fn base(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Part => "modelpart",
+            Self::Code => "code",
+            Self::Dataset => "dataset",
+            Self::Docs => "docs",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Packing {
+    #[default]
+    Plain,
+    Gzip,
+}
+
+/// What a Kitfile says of the layers.
+#[derive(Debug, Clone)]
+pub struct Kitfile {
+    name: String,
+    entries: Vec<(Section, String, Packing)>,
+    packing: Packing,
+}
+
+impl Kitfile {
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), entries: Vec::new(), packing: Packing::Plain }
+    }
+
+    /// How the entries that follow are packed.
+    pub fn packing(mut self, packing: Packing) -> Self {
+        self.packing = packing;
+        self
+    }
+
+    pub fn gzip(self) -> Self {
+        self.packing(Packing::Gzip)
+    }
+
+    pub fn plain(self) -> Self {
+        self.packing(Packing::Plain)
+    }
+
+    pub fn entry(mut self, section: Section, path: &str) -> Self {
+        self.entries.push((section, path.to_owned(), self.packing));
+        self
+    }
+
+    pub fn model(self, path: &str) -> Self {
+        self.entry(Section::Model, path)
+    }
+
+    pub fn part(self, path: &str) -> Self {
+        self.entry(Section::Part, path)
+    }
+
+    pub fn code(self, path: &str) -> Self {
+        self.entry(Section::Code, path)
+    }
+
+    pub fn dataset(self, path: &str) -> Self {
+        self.entry(Section::Dataset, path)
+    }
+
+    pub fn docs(self, path: &str) -> Self {
+        self.entry(Section::Docs, path)
+    }
+
+    /// Packs what the entries name.
+    pub fn pack(&self, tree: &Tree) -> Kit {
+        let mut entries = self.entries.clone();
+        entries.sort_by_key(|(section, ..)| *section);
+        let paths: Vec<String> = entries.iter().map(|(_, path, _)| clean(path)).collect();
+        let mut shown = Tree::new();
+        let mut layers = Vec::new();
+        for ((section, written, packing), path) in entries.iter().zip(&paths) {
+            let (tar, files) = layer(tree, path, &paths, &mut shown);
+            let diff_id = sha256(&tar);
+            let (blob, suffix) = match packing {
+                Packing::Plain => (tar, ""),
+                Packing::Gzip => (gzip(&tar), "+gzip"),
+            };
+            layers.push(Layer {
+                section: *section,
+                written: written.clone(),
+                path: path.clone(),
+                media_type: format!("application/vnd.kitops.modelkit.{}.v1.tar{suffix}", section.base()),
+                digest: sha256(&blob),
+                diff_id,
+                blob: Arc::new(blob),
+                files,
+            });
+        }
+        let config = self.config(&layers).to_string().into_bytes();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "config": { "mediaType": CONFIG, "digest": sha256(&config), "size": config.len() },
+            // Go writes a nil slice as null.
+            "layers": if layers.is_empty() { Value::Null } else { layers.iter().map(Layer::descriptor).collect() },
+            "annotations": { "ml.kitops.modelkit.cli-version": "1.7.0" },
+        });
+        Kit { manifest: manifest.to_string().into_bytes(), config, layers, tree: shown }
+    }
+
+    fn config(&self, layers: &[Layer]) -> Value {
+        let of = |section| layers.iter().filter(move |layer| layer.section == section).map(Layer::entry).collect::<Vec<_>>();
+        let mut config = Map::new();
+        config.insert("manifestVersion".into(), "1.0.0".into());
+        config.insert("package".into(), json!({ "name": self.name }));
+        let mut model = of(Section::Model).into_iter().next();
+        let parts = of(Section::Part);
+        if !parts.is_empty() {
+            model.get_or_insert_with(|| json!({}))["parts"] = parts.into();
+        }
+        for (name, value) in [
+            ("model", model),
+            ("code", some(of(Section::Code))),
+            ("datasets", some(of(Section::Dataset))),
+            ("docs", some(of(Section::Docs))),
+        ] {
+            if let Some(value) = value {
+                config.insert(name.into(), value);
+            }
+        }
+        config.into()
+    }
+}
+
+const CONFIG: &str = "application/vnd.kitops.modelkit.config.v1+json";
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A packed kit.
+#[derive(Debug, Clone)]
+pub struct Kit {
+    pub manifest: Vec<u8>,
+    pub config: Vec<u8>,
+    pub layers: Vec<Layer>,
+    /// What a mount shows of it, without the generated Kitfile.
+    pub tree: Tree,
+}
+
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub section: Section,
+    /// The path as the Kitfile spells it.
+    pub written: String,
+    /// The path cleaned, `.` for the root.
+    pub path: String,
+    pub media_type: String,
+    pub digest: String,
+    pub diff_id: String,
+    pub blob: Arc<Vec<u8>>,
+    /// The files in it, not the folders.
+    pub files: Vec<Vec<u8>>,
+}
+
+impl Layer {
+    fn descriptor(&self) -> Value {
+        json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.blob.len() })
+    }
+
+    fn entry(&self) -> Value {
+        json!({ "name": self.path.replace('/', "-"), "path": self.written, "digest": self.digest, "diffId": self.diff_id })
+    }
+
+    /// The offset in a plain blob of a file's content.
+    pub fn offset_of(&self, content: &[u8]) -> u64 {
+        let found = self.blob.windows(content.len().min(64)).position(|window| content.starts_with(window));
+        found.expect("the file's content in the plain layer") as u64
+    }
+}
+
+impl Kit {
+    pub fn digest(&self) -> String {
+        sha256(&self.manifest)
+    }
+
+    pub fn config_digest(&self) -> String {
+        sha256(&self.config)
+    }
+
+    /// The layer whose Kitfile path this is.
+    pub fn layer(&self, path: &str) -> &Layer {
+        self.layers.iter().find(|layer| layer.path == path).unwrap_or_else(|| panic!("no layer {path}"))
+    }
+
+    /// Every blob with its digest: the config, then the layers.
+    pub fn blobs(&self) -> impl Iterator<Item = (String, &[u8])> {
+        let layers = self.layers.iter().map(|layer| (layer.digest.clone(), layer.blob.as_slice()));
+        std::iter::once((self.config_digest(), self.config.as_slice())).chain(layers)
+    }
+
+    /// Puts it into the registry and says the reference: `127.0.0.1:PORT/name:tag`.
+    pub fn serve(&self, registry: &Registry, name: &str, tag: &str) -> String {
+        for (digest, blob) in self.blobs() {
+            registry.blob_as(&digest, blob);
+        }
+        registry.manifest(name, tag, MANIFEST, self.manifest.clone());
+        format!("{}/{name}:{tag}", registry.host())
+    }
+
+    /// Writes an OCI image layout in which the kit has this name, and says the reference: `oci:FOLDER:NAME`.
+    pub fn layout(&self, folder: &Path, name: &str) -> String {
+        let blobs = folder.join("blobs/sha256");
+        fs::create_dir_all(&blobs).expect("a folder");
+        fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("room");
+        for (digest, blob) in self.blobs().chain([(self.digest(), self.manifest.as_slice())]) {
+            fs::write(blobs.join(digest.trim_start_matches("sha256:")), blob).expect("room");
+        }
+        let index = json!({
+            "schemaVersion": 2,
+            "manifests": [{
+                "mediaType": MANIFEST, "digest": self.digest(), "size": self.manifest.len(),
+                "annotations": { "org.opencontainers.image.ref.name": name },
+            }],
+        });
+        fs::write(folder.join("index.json"), index.to_string()).expect("room");
+        format!("oci:{}:{name}", folder.display())
+    }
+}
+
+fn some(list: Vec<Value>) -> Option<Value> {
+    (!list.is_empty()).then(|| list.into())
+}
+
+fn clean(path: &str) -> String {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if parts.is_empty() { ".".into() } else { parts.join("/") }
+}
+
+/// `path` is `folder` or below it; `.` has everything below it.
+fn is_in(path: &[u8], folder: &[u8]) -> bool {
+    folder == b"." || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+/// The tar of the layer at `path` and the files in it; what it holds is added to `shown`.
+fn layer(tree: &Tree, path: &str, all: &[String], shown: &mut Tree) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let own = path.as_bytes();
+    let inner: BTreeSet<&[u8]> = all.iter().map(String::as_bytes).filter(|other| *other != own && is_in(other, own)).collect();
+    let mut tar = Vec::new();
+    let mut files = Vec::new();
+    for (name, node) in tree.walk() {
+        let above = own != b"." && is_in(own, name) && own != name;
+        let ours = is_in(name, own) && !inner.iter().any(|other| is_in(name, other));
+        let root_only = !name.contains(&b'/') && NEVER_PACKED.iter().any(|never| never.as_bytes() == name);
+        match node {
+            _ if !(above || ours) || root_only => continue,
+            Node::Folder { mode } => member(&mut tar, name, b'5', *mode, &[]),
+            Node::File { mode, content } => {
+                member(&mut tar, name, b'0', *mode, content);
+                files.push(name.to_vec());
+            }
+        }
+        shown.0.entry(name.to_vec()).or_insert_with(|| node.clone());
+    }
+    tar.resize(tar.len() + 1024, 0);
+    (tar, files)
+}
+
+const NEVER_PACKED: [&str; 4] = ["Kitfile", "kitfile", ".kitfile", ".kitignore"];
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(content).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+/// One member as Go's tar writer writes it: USTAR if it fits, else PAX.
+fn member(tar: &mut Vec<u8>, name: &[u8], kind: u8, mode: u32, content: &[u8]) {
+    // 11 octal digits.
+    let size_fits = content.len() < 1 << 33;
+    let (prefix, suffix) = match split(name) {
+        Some(parts) => parts,
+        None if name.is_ascii() && name.len() <= 100 => (&[][..], name),
+        None => {
+            pax(tar, name, (!size_fits).then_some(content.len()));
+            return plain(tar, &[], &ascii(name), kind, mode, content);
+        }
+    };
+    if !size_fits {
+        pax(tar, name, Some(content.len()));
+    }
+    plain(tar, prefix, suffix, kind, mode, content);
+}
+
+fn plain(tar: &mut Vec<u8>, prefix: &[u8], name: &[u8], kind: u8, mode: u32, content: &[u8]) {
+    let mut block = [0; 512];
+    text(&mut block[0..100], name);
+    octal(&mut block[100..108], u64::from(mode & 0o7777));
+    octal(&mut block[108..116], 1000);
+    octal(&mut block[116..124], 0);
+    octal(&mut block[124..136], if content.len() < 1 << 33 { content.len() as u64 } else { 0 });
+    octal(&mut block[136..148], 0);
+    block[156] = kind;
+    octal(&mut block[329..337], 0);
+    octal(&mut block[337..345], 0);
+    text(&mut block[345..500], prefix);
+    finish(tar, block, content);
+}
+
+fn pax(tar: &mut Vec<u8>, name: &[u8], size: Option<usize>) {
+    let mut records = Vec::new();
+    // Without a long name there is nothing but the size to say. Go sorts by key: path, size.
+    if !(name.is_ascii() && (name.len() <= 100 || split(name).is_some())) {
+        records.extend(record(b"path", name));
+    }
+    if let Some(size) = size {
+        records.extend(record(b"size", size.to_string().as_bytes()));
+    }
+    let (folder, file) = match name.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&name[..slash], &name[slash + 1..]),
+        None => (&[][..], name),
+    };
+    let mut header_name = Vec::new();
+    for part in [folder, b"PaxHeaders.0", file] {
+        if !header_name.is_empty() {
+            header_name.push(b'/');
+        }
+        header_name.extend_from_slice(part);
+    }
+    let mut header_name = ascii(&header_name);
+    header_name.truncate(100);
+    while header_name.last() == Some(&b'/') {
+        header_name.pop();
+    }
+    let mut block = [0; 512];
+    text(&mut block[0..100], &header_name);
+    octal(&mut block[100..108], 0);
+    octal(&mut block[108..116], 0);
+    octal(&mut block[116..124], 0);
+    octal(&mut block[124..136], records.len() as u64);
+    octal(&mut block[136..148], 0);
+    block[156] = b'x';
+    finish(tar, block, &records);
+}
+
+fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
+    // The length counts itself.
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + 1;
+    while rest + length.to_string().len() != length {
+        length = rest + length.to_string().len();
+    }
+    [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
+}
+
+fn finish(tar: &mut Vec<u8>, mut block: [u8; 512], content: &[u8]) {
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    block[148..156].fill(b' ');
+    let sum = block.iter().map(|byte| u64::from(*byte)).sum();
+    octal(&mut block[148..155], sum);
+    tar.extend_from_slice(&block);
+    tar.extend_from_slice(content);
+    tar.resize(tar.len().next_multiple_of(512), 0);
+}
+
+/// Where USTAR can split a long name: Go looks at the last slash within the prefix's length only.
+fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    if name.len() <= 100 || !name.is_ascii() {
+        return None;
+    }
+    let slash = name[..name.len().min(156)].iter().rposition(|byte| *byte == b'/')?;
+    let (prefix, suffix) = (&name[..slash], &name[slash + 1..]);
+    (!prefix.is_empty() && prefix.len() <= 155 && !suffix.is_empty() && suffix.len() <= 100).then_some((prefix, suffix))
+}
+
+/// What Go leaves of a name in a field that is ASCII only.
+fn ascii(name: &[u8]) -> Vec<u8> {
+    name.iter().copied().filter(u8::is_ascii).collect()
+}
+
+fn text(field: &mut [u8], value: &[u8]) {
+    let length = value.len().min(field.len());
+    field[..length].copy_from_slice(&value[..length]);
+    // A cut name must not look like a folder's to old readers.
+    if value.len() > field.len() && field.last() == Some(&b'/') {
+        let end = field.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+        field[end] = 0;
+    }
+}
+
+/// Zero-padded octal and a NUL.
+fn octal(field: &mut [u8], value: u64) {
+    let width = field.len() - 1;
+    field[..width].copy_from_slice(format!("{value:0width$o}").as_bytes());
+    field[width] = 0;
+}

@@ -1,0 +1,208 @@
+//! The fault registry itself, by a client that is nothing but a socket.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::registry::{Auth, Fault, Host, ONCE, Registry, Target, Times};
+
+/// Status, headers and body of one GET on a connection of its own.
+fn get(host: &str, path: &str, headers: &str) -> std::io::Result<(u16, String, Vec<u8>)> {
+    let mut stream = TcpStream::connect(host)?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n").as_bytes())?;
+    // The registry keeps connections; nothing more is asked, so that it sees the end.
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)? + 4;
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(ErrorKind::InvalidData)?;
+    Ok((status, head, answer[end..].to_vec()))
+}
+
+fn blob_path(digest: &str) -> String {
+    format!("/v2/a/b/blobs/{digest}")
+}
+
+#[test]
+fn it_serves_what_it_holds() {
+    let registry = Registry::start();
+    let host = registry.host();
+    let digest = registry.blob("0123456789");
+    let manifest = registry.manifest("a/b", "v1", "x/y", "{}");
+    assert_eq!(get(&host, "/v2/", "").expect("an answer").0, 200);
+    for name in ["v1", &manifest] {
+        let (status, head, body) = get(&host, &format!("/v2/a/b/manifests/{name}"), "").expect("an answer");
+        assert_eq!((status, body.as_slice()), (200, &b"{}"[..]));
+        assert!(head.contains(&manifest) && head.contains("x/y"), "{head}");
+    }
+    let (status, head, body) = get(&host, &blob_path(&digest), "Range: bytes=2-4\r\n").expect("an answer");
+    assert_eq!((status, body.as_slice()), (206, &b"234"[..]));
+    assert!(head.contains("Content-Range: bytes 2-4/10"), "{head}");
+    assert_eq!(get(&host, &blob_path(&digest), "Range: bytes=7-\r\n").expect("an answer").2, b"789");
+    assert_eq!(get(&host, &blob_path(&digest), "Range: bytes=10-\r\n").expect("an answer").0, 416);
+    assert_eq!(get(&host, "/v2/a/b/manifests/v2", "").expect("an answer").0, 404);
+    assert_eq!((registry.asked(&digest), registry.sent(&digest)), (3, 6));
+}
+
+#[test]
+fn damage_is_seen_by_those_who_ask_for_the_damaged_bytes() {
+    let registry = Registry::start();
+    let host = registry.host();
+    let digest = registry.blob("0123456789");
+    let content = || Target::Content(digest.clone());
+    let whole = || get(&host, &blob_path(&digest), "");
+    registry.fault(content(), ONCE, Fault::Flip(4));
+    assert_eq!(get(&host, &blob_path(&digest), "Range: bytes=0-3\r\n").expect("an answer").2, b"0123");
+    assert_eq!(whole().expect("an answer").2, b"0123556789");
+    assert_eq!(whole().expect("an answer").2, b"0123456789");
+    for (fault, seen) in [
+        (Fault::Truncate(3), &b"012"[..]),
+        (Fault::Append(b"ab".to_vec()), b"0123456789ab"),
+        (Fault::Swap(b"other".to_vec()), b"other"),
+        (Fault::Cut(5), b"01234"),
+        (Fault::WrongLength(3), b"0123456789"),
+        (Fault::Slow(1000), b"0123456789"),
+    ] {
+        registry.mend();
+        registry.fault(content(), Times::Always, fault.clone());
+        assert_eq!(whole().expect("an answer").2, seen, "{fault:?}");
+    }
+    registry.mend();
+    registry.fault(content(), Times::Nth(2), Fault::retry_after(429, 7));
+    assert_eq!(whole().expect("an answer").0, 200);
+    let (status, head, _) = whole().expect("an answer");
+    assert!(status == 429 && head.contains("Retry-After: 7"), "{head}");
+    assert_eq!(whole().expect("an answer").0, 200);
+}
+
+#[test]
+fn ranges_can_be_ignored_shifted_or_lied_about() {
+    let registry = Registry::start();
+    let digest = registry.blob((0..2000_u32).map(|n| (n % 251) as u8).collect::<Vec<_>>());
+    let range = || get(&registry.host(), &blob_path(&digest), "Range: bytes=600-609\r\n").expect("an answer");
+    let right = range().2;
+    let with = |fault| {
+        registry.mend();
+        registry.fault(Target::Content(digest.clone()), Times::Always, fault);
+        range()
+    };
+    let (status, _, body) = with(Fault::IgnoreRange);
+    assert_eq!((status, body.len()), (200, 2000));
+    let (status, head, body) = with(Fault::WrongRange);
+    assert_eq!((status, body.as_slice()), (206, &right[1..]));
+    assert!(head.contains("bytes 601-609/2000"), "{head}");
+    let (status, head, body) = with(Fault::LyingRange);
+    assert!(status == 206 && head.contains("bytes 600-609/2000") && body != right && body.len() == 10, "{head}");
+    assert!(!with(Fault::NoContentRange).1.contains("Content-Range"));
+}
+
+#[test]
+fn connections_break_where_they_are_told_to() {
+    let registry = Registry::start();
+    let digest = registry.blob("0123456789");
+    registry.fault(Target::Content(digest.clone()), Times::Nth(1), Fault::Reset);
+    registry.fault(Target::Content(digest.clone()), Times::First(1), Fault::ResetAt(5));
+    for _ in 0..2 {
+        let error = get(&registry.host(), &blob_path(&digest), "").expect_err("no whole answer");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    assert!(get(&registry.host(), &blob_path(&digest), "").is_ok());
+}
+
+#[test]
+fn a_held_request_goes_on_when_the_gate_opens_and_a_stopped_registry_is_gone() {
+    let registry = Arc::new(Registry::start());
+    let digest = registry.blob("0123456789");
+    let gate = registry.hold(&digest);
+    let asker = Arc::clone(&registry);
+    let path = blob_path(&digest);
+    let waiting = thread::spawn(move || get(&asker.host(), &path, ""));
+    gate.await_held(1);
+    assert!(!waiting.is_finished());
+    gate.open();
+    assert_eq!(waiting.join().expect("no panic").expect("an answer").2, b"0123456789");
+
+    let gate = crate::common::registry::Gate::new();
+    registry.mend();
+    registry.fault(Target::Any, Times::Always, Fault::HoldAt(4, gate.clone()));
+    let (asker, path) = (Arc::clone(&registry), blob_path(&digest));
+    let waiting = thread::spawn(move || get(&asker.host(), &path, ""));
+    gate.await_held(1);
+    registry.await_log("four bytes", |log| log.last().is_some_and(|request| request.sent == 4));
+    let start = Instant::now();
+    registry.stop();
+    assert!(start.elapsed() < Duration::from_secs(4));
+    drop(waiting.join().expect("no panic"));
+    assert!(TcpStream::connect(registry.host()).is_err());
+}
+
+#[test]
+fn it_knows_who_may_read() {
+    let registry = Registry::start();
+    let (host, digest) = (registry.host(), registry.blob("0123456789"));
+    registry.require(Auth::Basic("u".into(), "p".into()));
+    let (status, head, _) = get(&host, &blob_path(&digest), "").expect("an answer");
+    assert!(status == 401 && head.contains("WWW-Authenticate: Basic"), "{head}");
+    assert_eq!(get(&host, &blob_path(&digest), "Authorization: Basic dTpw\r\n").expect("an answer").0, 200);
+
+    registry.require(Auth::Bearer { credentials: Some(("u".into(), "p".into())), seconds: 60 });
+    let (status, head, _) = get(&host, &blob_path(&digest), "").expect("an answer");
+    assert!(
+        status == 401 && head.contains(&format!("Bearer realm=\"http://{host}/token\",service=\"test\",scope=\"repository:a/b:pull\"")),
+        "{head}"
+    );
+    assert_eq!(get(&host, "/token?service=test", "").expect("an answer").0, 401);
+    let (_, _, body) = get(&host, "/token?service=test", "Authorization: Basic dTpw\r\n").expect("an answer");
+    let token: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    let header = format!("Authorization: Bearer {}\r\n", token["token"].as_str().expect("a token"));
+    assert_eq!(get(&host, &blob_path(&digest), &header).expect("an answer").0, 200);
+    registry.revoke_tokens();
+    assert_eq!(get(&host, &blob_path(&digest), &header).expect("an answer").0, 401);
+}
+
+#[test]
+fn redirects_lead_to_another_host_and_expire() {
+    let registry = Registry::start();
+    let digest = registry.blob("0123456789");
+    registry.redirect(2);
+    let (status, head, _) = get(&registry.host(), &blob_path(&digest), "").expect("an answer");
+    let location = head.lines().find_map(|line| line.strip_prefix("Location: http://")).expect("a location");
+    assert_eq!(status, 307);
+    let (storage, path) = location.split_once('/').expect("a path");
+    assert_eq!(storage, registry.storage_host());
+    for wanted in [200, 200, 403] {
+        let answer = get(storage, &format!("/{path}"), "Authorization: Bearer leaked\r\n").expect("an answer");
+        assert_eq!(answer.0, wanted);
+    }
+    let leaked = registry.log().iter().filter(|request| request.host == Host::Storage && request.authorization.is_some()).count();
+    assert_eq!((leaked, registry.sent(&digest)), (3, 20));
+}
+
+#[test]
+fn it_speaks_tls() {
+    let registry = Registry::start_tls();
+    let digest = registry.blob("0123456789");
+    let pem = std::fs::read_to_string(registry.ca()).expect("a CA");
+    assert!(pem.contains("BEGIN CERTIFICATE"));
+    let url = format!("https://{}{}", registry.host(), blob_path(&digest));
+    // curl is what everybody has; without it there is nothing to compare with.
+    let output = std::process::Command::new("curl").arg("-sS").arg("--cacert").arg(registry.ca()).arg(url).output();
+    let output = output.expect("curl: apt-get install curl");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0123456789", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_real_registry_takes_what_the_packer_made() {
+    use crate::common::docker_registry::DockerRegistry;
+    use crate::common::pack::{Kitfile, Tree};
+    let kit = Kitfile::new("small").docs("README.md").pack(&Tree::new().file("README.md", "hello"));
+    let registry = DockerRegistry::start();
+    let reference = registry.push(&kit, "acme/small", "v1");
+    assert_eq!(reference, format!("{}/acme/small:v1", registry.host()));
+    let (status, head, body) =
+        get(registry.host(), "/v2/acme/small/manifests/v1", "Accept: application/vnd.oci.image.manifest.v1+json\r\n").expect("an answer");
+    assert!(status == 200 && body == kit.manifest && head.contains(&kit.digest()), "{head}");
+}
