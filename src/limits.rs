@@ -203,3 +203,36 @@ pub const LAYOUT_MANIFESTS: usize = 10_000;
 pub const LAYOUT_NAMES_SHOWN: usize = 20;
 /// Bytes of a blob in a layout that are read at once.
 pub const LAYOUT_CHUNK_BYTES: usize = 1 << 20;
+// ---- detach
+
+/// How long `fusermount3` may take. It asks nobody but the kernel.
+pub const FUSERMOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of what `fusermount3` complains that are read; it says one line.
+pub const FUSERMOUNT_MESSAGE_BYTES: u64 = 4096;
+
+// ---- run
+
+/// Bytes of a document in the run directory. The longest lists the layers, which a manifest at its own limit has by the ten thousand.
+pub const RUN_DOCUMENT_BYTES: u64 = 32 << 20;
+/// How old a folder is that was never finished, or never wholly removed; both take milliseconds.
+pub const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+
+// ---- umount
+
+/// Bytes of a request to a supervisor, and of its answer: a sentence.
+pub const CONTROL_LINE_BYTES: u64 = 4096;
+/// How long one side gives the other to say a line that it has at hand.
+pub const CONTROL_LINE_LIMIT: Duration = Duration::from_secs(1);
+/// How long a supervisor may take to take its mount down or to find it busy: a worker may have to be started first, to let waiting readers go.
+pub const UMOUNT_ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a mount that was taken down may stand in the kernel's table.
+pub const UMOUNT_GONE_LIMIT: Duration = Duration::from_secs(2);
+/// How long `umount` waits for the supervisor to end after its mount is gone; a copy of the mount elsewhere keeps it alive.
+pub const SUPERVISOR_END_LIMIT: Duration = Duration::from_secs(1);
+
+// ---- holders
+
+/// How long the processes that hold a mount are looked for; the caller waits to read their names.
+pub const HOLDERS_LIMIT: Duration = Duration::from_millis(700);
+/// How many of them are listed: more than anybody reads.
+pub const HOLDERS_MAX: usize = 20;
