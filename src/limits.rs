@@ -86,8 +86,12 @@ pub const BACKING_FILES_MAX: usize = 65_536;
 
 // ---- control
 
-/// Bytes of a message between supervisor and worker; the longest is a tenth of it.
-pub const CONTROL_MESSAGE_BYTES: usize = 1024;
+/// Bytes of a message between supervisor and worker: a failure's text, of which JSON can make six times as many bytes, and room for the rest.
+pub const CONTROL_MESSAGE_BYTES: usize = 4096;
+/// Bytes of the text in which a worker says why it cannot serve.
+pub const FAILURE_BYTES: usize = 512;
+/// How long a message waits for room in the socket of a side that does not listen; a supervisor must not hang on a worker that does.
+pub const CONTROL_SEND_LIMIT: Duration = Duration::from_secs(2);
 
 // ---- plan
 

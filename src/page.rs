@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::limits::{BACKING_FILES_MAX, HANDLERS_MAX, POISONED_MAX, REPLACED_MAX};
-use crate::node::SLOTS_MAX;
+use crate::node::{NodeId, SLOTS_MAX};
 
 /// The page; cheap to clone.
 #[derive(Debug, Clone)]
@@ -73,12 +73,17 @@ struct Layout {
     version: AtomicU64,
     /// Counts requests that were taken from the device or left a handler: what stands still while the kernel has requests is a hung worker.
     heartbeat: AtomicU64,
+    /// Counts the rounds of whoever watches waiting requests: what stands still while requests wait is a hung worker, too.
+    rounds: AtomicU64,
     minor: AtomicU32,
     max_readahead: AtomicU32,
     capabilities: AtomicU64,
     /// 0 not decided, 1 passthrough, 2 cached.
     io_mode: AtomicU32,
     restarts: AtomicU32,
+    /// Requests that wait inside the worker.
+    parked: AtomicU32,
+    _reserved: AtomicU32,
     handlers: [AtomicU64; HANDLERS_MAX],
     poisoned: [AtomicU64; POISONED_MAX],
     handles: [AtomicU32; SLOTS_MAX + 1],
@@ -104,7 +109,7 @@ struct Backing {
 }
 
 /// "kitfs" and the version of [`Layout`].
-const VERSION: u64 = 0x6b69_7466_7300_0001;
+const VERSION: u64 = 0x6b69_7466_7300_0002;
 /// A slot of the backing table that was used and is free again.
 const FREED: u64 = u64::MAX;
 /// Set by the kernel in the `unique` of a request that it sends again.
@@ -113,8 +118,10 @@ const RESENT: u64 = 1 << 63;
 impl Page {
     /// A new page for a mount, all zero but for what was agreed on.
     pub fn create(agreed: Agreed) -> io::Result<Self> {
-        let fd = memfd_create("kitfs-page", MemfdFlags::CLOEXEC)?;
+        let fd = memfd_create("kitfs-page", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, size_of::<Layout>() as u64)?;
+        // Nobody can cut it short under a mapping, which would be a SIGBUS.
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let page = Self::map(fd)?;
         let layout = page.layout();
         layout.minor.store(agreed.minor, Ordering::Relaxed);
@@ -184,6 +191,28 @@ impl Page {
         self.layout().heartbeat.load(Ordering::Relaxed)
     }
 
+    /// Shows that the worker takes requests, for those that enter no handler.
+    pub fn beat(&self) {
+        self.layout().heartbeat.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that grows while waiting requests are watched.
+    pub fn rounds(&self) -> u64 {
+        self.layout().rounds.load(Ordering::Relaxed)
+    }
+
+    /// How many requests wait inside the worker.
+    pub fn parked(&self) -> u32 {
+        self.layout().parked.load(Ordering::Relaxed)
+    }
+
+    /// One more round of the watcher, which found `parked` requests waiting. Has to come at least every few seconds while that is not 0, and once when it
+    /// becomes 0: a worker that stands still with requests in it is replaced.
+    pub fn watched(&self, parked: usize) {
+        self.layout().parked.store(u32::try_from(parked).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.layout().rounds.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Enters a handler with a request; `None` if the request is never to be handled again.
     pub fn enter(&self, unique: u64) -> Option<InHandler<'_>> {
         let layout = self.layout();
@@ -203,8 +232,9 @@ impl Page {
         Some(InHandler(taken, &layout.heartbeat))
     }
 
-    /// Takes the requests that were in a handler when their worker died.
+    /// Takes the requests that were in a handler when their worker died; whatever waited in it waits no more.
     pub fn take_handled(&self) -> HashSet<u64> {
+        self.layout().parked.store(0, Ordering::Relaxed);
         let handlers = self.layout().handlers.iter();
         handlers.map(|slot| slot.swap(0, Ordering::AcqRel)).filter(|&unique| unique != 0).collect()
     }
@@ -291,11 +321,12 @@ impl Page {
     pub fn release_backing(&self, node: u64) -> Release {
         let _changing = self.changing();
         let Some(slot) = self.find_backing(node) else { return Release::NotBacked };
-        if slot.count.fetch_sub(1, Ordering::AcqRel) > 1 {
+        if slot.count.load(Ordering::Acquire) > 1 {
+            slot.count.fetch_sub(1, Ordering::AcqRel);
             return Release::StillOpen;
         }
         let id = slot.id.load(Ordering::Acquire);
-        slot.node.store(FREED, Ordering::Release);
+        self.free(slot);
         Release::Last(id)
     }
 
@@ -306,7 +337,11 @@ impl Page {
     }
 
     fn count_replaced(&self, node: u64) {
-        let inode = crate::node::NodeId::from_wire(node).inode();
+        let id = NodeId::from_wire(node);
+        let inode = id.inode();
+        if id.incarnation() <= self.replaced(inode) {
+            return; // an id from before the last time: whoever looks up gets a newer one already
+        }
         let free = |slot: &&Replaced| matches!(slot.inode.load(Ordering::Relaxed), 0) || slot.inode.load(Ordering::Relaxed) == inode;
         match self.layout().replaced.iter().find(free) {
             Some(slot) => {
@@ -314,6 +349,20 @@ impl Page {
                 slot.inode.store(inode, Ordering::Release);
             }
             None => tracing::error!(limit = REPLACED_MAX, "more files were replaced while open than can be told apart"),
+        }
+    }
+
+    /// Frees a slot of the backing table. Chains that end behind it are cut short, or a mount of many files would search longer and longer.
+    fn free(&self, slot: &Backing) {
+        let table = &self.layout().backing;
+        slot.node.store(FREED, Ordering::Release);
+        let Some(position) = table.element_offset(slot) else { return };
+        let at = |offset: usize| &table[(position + BACKING_FILES_MAX - offset) % BACKING_FILES_MAX].node;
+        if table[(position + 1) % BACKING_FILES_MAX].node.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        for node in (0..BACKING_FILES_MAX).map(at).take_while(|node| node.load(Ordering::Acquire) == FREED) {
+            node.store(0, Ordering::Release);
         }
     }
 
@@ -400,6 +449,8 @@ mod tests {
         page.acquire_backing(node.to_wire(), (1, 2), || Ok(1)).expect("made");
         assert_eq!(page.acquire_backing(node.to_wire(), (1, 3), || unreachable!("another file")).expect("no error"), None);
         assert_eq!(page.replaced(node.inode()), 1);
+        assert_eq!(page.acquire_backing(node.to_wire(), (1, 3), || unreachable!("another file")).expect("no error"), None);
+        assert_eq!(page.replaced(node.inode()), 1, "an old id does not make another new one");
         assert_eq!(page.release_backing(node.to_wire()), Release::Last(1));
     }
 
@@ -415,7 +466,18 @@ mod tests {
         for node in 1..=BACKING_FILES_MAX as u64 {
             assert_eq!(page.release_backing(node), Release::Last(node as u32));
         }
+        let used = |page: &Page| page.layout().backing.iter().filter(|slot| slot.node.load(Ordering::Relaxed) != 0).count();
         assert_eq!(page.acquire_backing(5, (0, 5), || Ok(9)).expect("room again"), Some(9));
+        page.release_backing(5);
+        // Where no chain goes on, nothing is left of what was freed.
+        let page = Page::create(AGREED).expect("memfd");
+        for node in 1..=1000 {
+            page.acquire_backing(node, (0, node), || Ok(node as u32)).expect("room");
+        }
+        for node in 1..=1000 {
+            assert_eq!(page.release_backing(node), Release::Last(node as u32));
+        }
+        assert_eq!(used(&page), 0);
     }
 
     #[test]
@@ -431,6 +493,15 @@ mod tests {
             page.poison(unique);
         }
         assert!(page.enter(100).is_none() && page.enter(10).is_some(), "the oldest is forgotten");
+    }
+
+    #[test]
+    fn what_waited_in_a_dead_worker_waits_no_more() {
+        let page = Page::create(AGREED).expect("memfd");
+        page.watched(3);
+        assert_eq!((page.parked(), page.rounds()), (3, 1));
+        page.take_handled();
+        assert_eq!(page.parked(), 0);
     }
 
     #[test]
