@@ -73,3 +73,9 @@ pub const RECORD_BYTES: u64 = 16 << 10;
 pub const MISMATCHES: u32 = 2;
 /// Rounds of looking, re-verifying and fetching in one call of [`crate::store::Store::ensure`]. Two are enough unless somebody keeps touching the files.
 pub const ENSURE_ROUNDS: u32 = 5;
+/// Attempts to make a directory for an ingest before somebody else takes it for one that was left behind.
+pub const WORK_DIRECTORY_ATTEMPTS: u32 = 8;
+/// Seconds after which a document that is still being written was left behind: it is written in one go, so anything above a moment would do.
+pub const LEFTOVER_SECONDS: u64 = 3600;
+/// Descriptors of documents that wait for somebody to ask for their sync. More than one kit has; the kernel writes the others back soon enough.
+pub const UNSYNCED_DOCUMENTS: usize = 64;
