@@ -6,6 +6,7 @@ mod args;
 mod error;
 mod fetch;
 mod inspect;
+mod mount;
 mod pull;
 mod report;
 mod verify;
@@ -42,7 +43,9 @@ pub fn run() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Exit, CliError> {
     match command {
-        Command::Mount(_) | Command::Umount(_) | Command::Status(_) => Ok(Exit::Failed),
+        Command::Mount(a) => mount::run(&a),
+        Command::Worker(i) => { tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(tracing_subscriber::EnvFilter::new("info,fuser=off")).init(); match crate::worker::run(&i) { Ok(()) => Ok(Exit::Done), Err(e) => { eprintln!("worker: {e}"); Ok(Exit::Failed) } } }
+        Command::Umount(_) | Command::Status(_) => Ok(Exit::Failed),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

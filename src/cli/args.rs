@@ -58,6 +58,9 @@ pub(crate) enum Command {
     Completions(Completions),
     /// Print the manual page
     Man,
+    /// Serves a mount; started by its supervisor
+    #[command(name = "__worker", hide = true)]
+    Worker(Box<crate::worker::Inherited>),
 }
 
 /// Where kits come from and where they are kept.
