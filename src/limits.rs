@@ -125,3 +125,15 @@ pub const SUPERVISOR_END_LIMIT: Duration = Duration::from_secs(1);
 pub const HOLDERS_LIMIT: Duration = Duration::from_millis(700);
 /// How many of them are listed: more than anybody reads.
 pub const HOLDERS_MAX: usize = 20;
+
+// ---- preflight
+
+/// How long a mount of kitfs at the wanted place may take to tell whether it lives; a dead one says so at once.
+pub const DEAD_MOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of `/etc/fuse.conf` that are read; it has a few lines.
+pub const FUSE_CONF_BYTES: u64 = 64 << 10;
+
+// ---- log
+
+/// Bytes of a log before it turns over; two of them can exist. It lies in `/run`, which is memory.
+pub const LOG_BYTES: u64 = 10 << 20;
