@@ -110,6 +110,12 @@ pub const OWN_DEATHS_MAX: usize = 20;
 pub const OWN_DEATHS_WINDOW: Duration = Duration::from_secs(60);
 /// Workers of a new mount that may die before one serves; then the mount is given up.
 pub const STARTS_BEFORE_READY_MAX: u32 = 3;
+/// How long a new mount may take until a worker serves it. A worker reads its plan and the indexes that are there, nothing slow.
+pub const START_LIMIT: Duration = Duration::from_secs(30);
+/// Requests that are remembered because they were being handled when a worker died. Each death adds at most as many as there are handlers.
+pub const SUSPECTS_MAX: usize = 4096;
+/// How often unmounting is tried while callers that were let go are on their way out.
+pub const UMOUNT_RETRY: Duration = Duration::from_millis(20);
 /// Seconds (ticks of the supervisor) that a worker may take no request while some wait.
 pub const HEARTBEAT_SILENCE_TICKS: u32 = 30;
 /// How long a killed worker may take to end before the next one starts beside it.
@@ -293,3 +299,15 @@ pub const WORK_DIRECTORY_ATTEMPTS: u32 = 8;
 pub const LEFTOVER_SECONDS: u64 = 3600;
 /// Descriptors of documents that wait for somebody to ask for their sync. More than one kit has; the kernel writes the others back soon enough.
 pub const UNSYNCED_DOCUMENTS: usize = 64;
+
+// ---- preflight
+
+/// How long a mount of kitfs at the wanted place may take to tell whether it lives; a dead one says so at once.
+pub const DEAD_MOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of `/etc/fuse.conf` that are read; it has a few lines.
+pub const FUSE_CONF_BYTES: u64 = 64 << 10;
+
+// ---- log
+
+/// Bytes of a log before it turns over; two of them can exist. It lies in `/run`, which is memory.
+pub const LOG_BYTES: u64 = 10 << 20;
