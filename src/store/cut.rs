@@ -298,7 +298,7 @@ impl Sink {
                 let step = limits::RESERVE_STEP_BYTES.min(self.expected.saturating_sub(self.reserved));
                 self.reserve(step)?;
             }
-            let mut slices = [const { IoSlice::new(&[]) }; VECTOR];
+            let mut slices = [IoSlice::new(&[]); VECTOR];
             let (mut filled, mut gathered) = (0, 0);
             for (slice, bytes) in slices.iter_mut().zip(&self.queue) {
                 let part = bytes.get(..bytes.len().min(count - gathered)).unwrap_or_default();
@@ -366,10 +366,10 @@ impl Sink {
     /// Makes the file what it is for ever, and opens it for reading before its last writer is gone, so that the reader hears of every
     /// write-back error.
     fn close(&mut self, dir: &Dir) -> Result<File, StoreError> {
-        let what = || format!("closing {}", dir.path_of(&self.name).display());
         if self.written > self.asked {
             self.write_back();
         }
+        let what = || format!("closing {}", dir.path_of(&self.name).display());
         rustix::fs::fchmod(&self.file, COMMITTED).map_err(disk(what()))?;
         dir.open(&self.name)?.ok_or_else(|| disk(what())(Errno::NOENT))
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, FlockOperation};
 use rustix::io::Errno;
 
+use super::Inner;
 use super::cut::COMMITTED;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
@@ -20,7 +21,6 @@ use super::locks::{IngestLock, try_lock};
 use super::progress::{Activity, Reporter};
 use super::recall::{DURABLE, VISIBLE};
 use super::recheck::{self, Found};
-use super::Inner;
 use crate::layer::LayerSpec;
 use crate::limits;
 use crate::verify::Mismatch;
@@ -30,8 +30,8 @@ pub(super) struct Job {
     pub(super) store: Arc<Inner>,
     pub(super) spec: LayerSpec,
     pub(super) dir: Dir,
-    /// Locked.
-    pub(super) visible: File,
+    /// `visible`, locked for as long as the job lasts.
+    pub(super) _lock: File,
     pub(super) how: How,
 }
 
@@ -146,7 +146,7 @@ pub(super) fn wait(store: &Arc<Inner>, layer: &VerifiedLayer) -> Result<(), Stor
         // Whoever had the lock may have been done in between.
         if (free && dir.stat(DURABLE)?.is_none()) || begin.elapsed().as_secs() >= limits::SYNC_WAIT_SECONDS {
             let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());
-            return run(&Job { store: Arc::clone(store), spec: spec.clone(), dir, visible, how: How::Reread });
+            return run(&Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: visible, how: How::Reread });
         }
         if !free {
             thread::sleep(Duration::from_millis(limits::LOCK_POLL_MILLIS));

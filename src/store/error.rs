@@ -182,3 +182,21 @@ impl StoreError {
 pub(super) fn disk<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> StoreError {
     move |error| StoreError::Disk { what: what.into(), source: Arc::new(error.into()) }
 }
+
+/// The error of something that is not the layer's fault: an `io::Error` somewhere below, or what cannot happen.
+pub(super) fn not_refused(what: &str, error: &(dyn Error + 'static)) -> StoreError {
+    let mut cause = Some(error);
+    let mut text = what.to_owned();
+    let mut errno = libc::EIO;
+    while let Some(error) = cause {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            Some(number) => errno = number,
+            None => {
+                text.push_str(": ");
+                text.push_str(&error.to_string());
+            }
+        }
+        cause = error.source();
+    }
+    StoreError::Disk { what: text, source: Arc::new(io::Error::from_raw_os_error(errno)) }
+}

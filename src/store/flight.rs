@@ -189,9 +189,8 @@ impl Seen {
             self.moved = Some(now);
             self.fetched = fetched;
         }
-        let long_ago = |then: Option<Instant>| {
-            then.is_some_and(|then| now.saturating_duration_since(then).as_secs() >= limits::SILENCE_SECONDS)
-        };
+        let long_ago =
+            |then: Option<Instant>| then.is_some_and(|then| now.saturating_duration_since(then).as_secs() >= limits::SILENCE_SECONDS);
         let another = record.is_some_and(|record| record.source != source && record.state == Activity::Fetching);
         (long_ago(self.ticked), another && long_ago(self.moved))
     }

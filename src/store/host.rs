@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
+use crate::failure::ErrorClass;
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
 const UNSUITABLE: [(u32, &str); 9] = [
@@ -76,10 +77,13 @@ pub(super) struct Abilities {
 /// replace.
 pub(super) fn probe(dir: &Dir) -> Result<Abilities, StoreError> {
     let name = format!("probe.{:016x}", fastrand::u64(..));
-    let place = dir.create_dir(&name)?;
-    let outcome = probe_in(dir, &place);
+    let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
     dir.remove_tree(&name)?;
-    outcome
+    match outcome {
+        // What is in a full cache can still be read, and it was probed when it was empty.
+        Err(error) if matches!(error.class(), ErrorClass::Disk(libc::ENOSPC | libc::EDQUOT)) => Ok(Abilities { fallocate: true }),
+        other => other,
+    }
 }
 
 fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
@@ -113,7 +117,7 @@ mod tests {
     #[test]
     fn remote_filesystems_and_kitfs_itself_are_refused() {
         for (magic, mount_type, refused) in [
-            (0xef53, None, None), // ext4
+            (0xef53, None, None),      // ext4
             (0x0102_1994, None, None), // tmpfs
             (0x794c_7630, None, None), // overlayfs
             (0x6969, None, Some("NFS")),

@@ -150,9 +150,8 @@ pub(super) fn check_pack(pack: &File, index: &Index) -> Result<(), String> {
 }
 
 fn difference(expected: Option<FileFacts>, found: FileFacts) -> String {
-    let show = |facts: FileFacts| {
-        format!("{} bytes, mode {:o}, changed {}.{:09}", facts.size, facts.mode, facts.ctime_sec, facts.ctime_nsec)
-    };
+    let show =
+        |facts: FileFacts| format!("{} bytes, mode {:o}, changed {}.{:09}", facts.size, facts.mode, facts.ctime_sec, facts.ctime_nsec);
     match expected {
         Some(expected) => format!("expected {}, got {}", show(expected), show(found)),
         None => format!("expected no such file, got {}", show(found)),

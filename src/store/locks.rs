@@ -94,7 +94,6 @@ impl UseLock {
 #[derive(Debug)]
 pub(super) struct IngestLock {
     file: File,
-    place: usize,
 }
 
 impl IngestLock {
@@ -103,7 +102,7 @@ impl IngestLock {
         let name = Self::name(layer, place);
         let file = locks.lock_file(&name)?;
         let taken = try_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
-        Ok(taken.then_some(Self { file, place }))
+        Ok(taken.then_some(Self { file }))
     }
 
     /// Opens the file to look at the record; `None` if nobody ever worked on the layer at this place.
@@ -127,11 +126,6 @@ impl IngestLock {
     /// The file, for the progress record.
     pub(super) fn file(&self) -> &File {
         &self.file
-    }
-
-    /// Which of the places it is.
-    pub(super) fn place(&self) -> usize {
-        self.place
     }
 
     fn name(layer: &Digest, place: usize) -> String {

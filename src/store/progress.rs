@@ -208,11 +208,6 @@ impl<'lock> Reporter<'lock> {
         self.write();
     }
 
-    /// Which of the places the writer holds.
-    pub(super) fn place(&self) -> usize {
-        self.lock.place()
-    }
-
     fn write(&mut self) {
         self.record.tick += 1;
         self.record.at = seconds_of(SystemTime::now());

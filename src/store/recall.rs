@@ -112,7 +112,7 @@ pub(super) fn index(store: &Inner, spec: &LayerSpec) -> Result<Option<(File, Ind
 }
 
 /// Refuses to use a layer otherwise than it was read when it was stored, and for a config that claims something else of its content.
-fn agrees(spec: &LayerSpec, index: &Index) -> Result<(), StoreError> {
+pub(super) fn agrees(spec: &LayerSpec, index: &Index) -> Result<(), StoreError> {
     let layer = spec.descriptor.digest;
     let Some(content) = index.uncompressed() else { return Ok(()) };
     let name = |plain| if plain { "a plain archive" } else { "a compressed archive" };
@@ -180,7 +180,7 @@ fn sync_if_nobody_does(store: &Arc<Inner>, spec: &LayerSpec, dir: &Dir) -> Resul
     let free = try_lock(&visible, FlockOperation::NonBlockingLockExclusive).map_err(disk("locking `visible`"))?;
     if free && dir.stat(DURABLE)?.is_none() {
         let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());
-        durable::start(Job { store: Arc::clone(store), spec: spec.clone(), dir, visible, how: How::Reread });
+        durable::start(Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: visible, how: How::Reread });
     }
     Ok(())
 }

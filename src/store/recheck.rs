@@ -1,6 +1,6 @@
 //! Verifying what is stored once more: every byte is read again, and the index is made anew from nothing but these bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -20,7 +20,7 @@ use super::replay::{Broken, Follow, Replay};
 use super::work::WorkDir;
 use crate::archive::{SplitError, Splitter};
 use crate::digest::{Digest, Hasher};
-use crate::index::{FileFacts, Index, IndexBuilder, IndexError, Stored};
+use crate::index::{FileFacts, Index, IndexBuilder, Stored};
 use crate::layer::{Compression, LayerSpec};
 use crate::verify::HashThread;
 
@@ -66,17 +66,17 @@ pub(super) fn recheck(
         uncompressed_size: back.content_size,
         pack: *pack,
     };
-    // What is read now must be what was there before the bytes were read: nobody changed the files meanwhile.
-    let mut same = |name: String| match (before.get(&name), committed(dir, &name)?) {
-        (Some(then), now) if *then == now => Ok(now),
-        _ => Err(io::Error::other(format!("{name} changed while it was read"))),
-    };
+    // Nobody changed the files while they were read.
+    for (name, then) in &before {
+        if committed(dir, name).ok() != Some(*then) {
+            return Err(StoreError::Doubtful { layer, file: name.clone(), reason: "it changed while it was verified".into() });
+        }
+    }
     let file = work.dir().create("index")?;
-    let built = same(PACK.into()).map_err(disk("verifying the pack")).and_then(|_| {
-        let outcome = builder.finish(&file, &stored, &mut |ordinal| same(data_name(ordinal)));
-        outcome.map_err(|error| if error.is_refusal() { refused(&layer, error) } else { not_refused("building an index", &error) })
-    });
-    built?;
+    let mut known = |ordinal| before.get(&data_name(ordinal)).copied().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+    builder
+        .finish(&file, &stored, &mut known)
+        .map_err(|error| if error.is_refusal() { refused(&layer, error) } else { not_refused("building an index", &error) })?;
     rustix::fs::fchmod(&file, COMMITTED).map_err(disk("setting the mode of an index"))?;
     if !same_as_stored(store, &layer, &file)? {
         install_index(store, &layer, dir, work)?;
@@ -110,7 +110,7 @@ pub(super) fn read_back(
         return Ok(ReadBack { found: damaged(nothing), content: nothing, content_size: 0, builder: None });
     };
     // How the files were cut is read from what is there, not from what this version would do.
-    let cut: std::collections::HashSet<u32> = dir.list()?.iter().filter_map(|name| data_ordinal(name)).collect();
+    let cut: HashSet<u32> = dir.list()?.iter().filter_map(|name| data_ordinal(name)).collect();
     let mut splitter = Splitter::cutting(move |ordinal, _| cut.contains(&ordinal));
     let mut follow = Follow::new(builder);
     let mut hash = HashThread::start(algorithm).map_err(disk("starting a thread to hash"))?;
@@ -172,11 +172,8 @@ fn settle_files(store: &Inner, dir: &Dir) -> Result<HashMap<String, FileFacts>, 
         if stat.st_uid != store.uid {
             return Err(StoreError::Owner { path: dir.path_of(&name), expected: store.uid, got: stat.st_uid });
         }
-        let facts = if stat.st_mode & 0o7777 == COMMITTED.bits() {
-            facts_of(&stat)
-        } else {
-            committed(dir, &name).map_err(disk(what()))?
-        };
+        let facts =
+            if stat.st_mode & 0o7777 == COMMITTED.bits() { facts_of(&stat) } else { committed(dir, &name).map_err(disk(what()))? };
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
         all.insert(name, facts);
     }
@@ -220,10 +217,10 @@ fn install_index(store: &Inner, layer: &Digest, dir: &Dir, work: &WorkDir<'_>) -
 
 /// Makes a layer that was verified from disk durable, if it is not.
 pub(super) fn make_durable(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), StoreError> {
-    if dir.stat(VISIBLE)?.is_none() || dir.stat(DURABLE)?.is_none() {
-        return durable::record(store, spec, dir);
+    match dir.stat(DURABLE)? {
+        Some(_) => Ok(()),
+        None => durable::record(store, spec, dir),
     }
-    Ok(())
 }
 
 /// Takes a layer out of its place, if `dir` is what is there, and removes it. Those who have it open keep what they have open.

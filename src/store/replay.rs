@@ -133,7 +133,11 @@ impl<'dir> Replay<'dir> {
 
     /// Hands the next piece of the stream to `admit`, as an index says where it is. Of a data file that is longer or shorter than it was, all that is
     /// there counts.
-    pub(super) fn by_segment(&mut self, segment: &Segment, admit: &mut dyn FnMut(Bytes) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    pub(super) fn by_segment(
+        &mut self,
+        segment: &Segment,
+        admit: &mut dyn FnMut(Bytes) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         match *segment {
             Segment::Pack { size, .. } => {
                 let mut left = size;
@@ -206,8 +210,7 @@ impl<'dir> Replay<'dir> {
         if !self.ahead.is_empty() {
             return Ok(std::mem::take(&mut self.ahead));
         }
-        let piece = read(&self.pack, self.pack_offset, u64::MAX)
-            .map_err(disk(format!("reading {}", self.dir.path_of(PACK).display())))?;
+        let piece = read(&self.pack, self.pack_offset, u64::MAX).map_err(disk(format!("reading {}", self.dir.path_of(PACK).display())))?;
         self.pack_offset += piece.len() as u64;
         Ok(piece)
     }

@@ -5,8 +5,9 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FileType, FlockOperation};
 
 use super::Inner;
 use super::dir::Dir;
@@ -33,18 +34,28 @@ pub(super) struct WorkDir<'store> {
 impl<'store> WorkDir<'store> {
     /// Begins an empty one.
     pub(super) fn begin(store: &'store Inner, layer: &Digest) -> Result<Self, StoreError> {
-        let name = format!("{}.{:016x}", layer.file_name(), fastrand::u64(..));
-        let dir = store.ingest.create_dir(&name)?;
-        let work = Self { parent: &store.ingest, name, dir: Arc::new(dir), keep: false };
-        // Nobody else can want it yet: without its stamp it would only be removed, and the name is new.
-        if !try_lock(&*work.dir, FlockOperation::NonBlockingLockExclusive).map_err(disk("locking a directory"))? {
-            return Err(disk(format!("locking {}", work.dir.path().display()))(rustix::io::Errno::WOULDBLOCK));
-        }
+        let work = Self::unheld(store, layer)?;
         if let Some(stamp) = stamp(store) {
             let what = || format!("writing {}", work.dir.path_of(STAMP).display());
             work.dir.create(STAMP)?.write_all(stamp.as_bytes()).map_err(disk(what()))?;
         }
         Ok(work)
+    }
+
+    /// Makes and locks a new one. Whoever sweeps may be faster with the lock, and then removes what looks left behind; the next one is ours.
+    fn unheld(store: &'store Inner, layer: &Digest) -> Result<Self, StoreError> {
+        let mut attempts = 0;
+        loop {
+            let name = format!("{}.{:016x}", layer.file_name(), fastrand::u64(..));
+            store.ingest.create_dir(&name)?;
+            if let Some(work) = Self::take(store, name)? {
+                return Ok(work);
+            }
+            attempts += 1;
+            if attempts == limits::WORK_DIRECTORY_ATTEMPTS {
+                return Err(disk(format!("locking a directory in {}", store.ingest.path().display()))(rustix::io::Errno::WOULDBLOCK));
+            }
+        }
     }
 
     /// Finds one that was left behind and can be gone on with. Others of the layer that nobody holds are removed.
@@ -67,8 +78,12 @@ impl<'store> WorkDir<'store> {
     /// Removes everything that was left behind and cannot be gone on with.
     pub(super) fn sweep(store: &'store Inner) -> Result<(), StoreError> {
         for name in store.ingest.list()? {
-            if store.ingest.stat(&name)?.is_some_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFDIR) {
-                store.ingest.unlink(&name)?;
+            let Some(stat) = store.ingest.stat(&name)? else { continue };
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                let age = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()).saturating_sub(stat.st_mtime as u64);
+                if age > limits::LEFTOVER_SECONDS {
+                    store.ingest.unlink(&name)?;
+                }
                 continue;
             }
             if let Some(mut work) = Self::take(store, name)? {
