@@ -206,9 +206,8 @@ impl Fetcher {
     fn run(self: &Arc<Self>, slot: u16, demanded: bool) {
         let spec = &self.specs[usize::from(slot) - 1];
         let started = Instant::now();
-        let outcome = self.connection().map_err(StoreError::from).and_then(|(source, handle)| {
-            self.store.ensure(spec, &source, &handle)
-        });
+        let unconnected = |source| StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(source) };
+        let outcome = self.connection().map_err(unconnected).and_then(|(source, handle)| self.store.ensure(spec, &source, &handle));
         let error = outcome.as_ref().err().map(|error| (error.class(), one_line(error), error.retry_at()));
         let failed = self.lock().end(slot, demanded, error);
         let digest = spec.descriptor.digest;

@@ -254,7 +254,7 @@ impl Fs {
         if !open.handed {
             match layer.held() {
                 Ok(held) => hand(at.slot, held),
-                Err(error) => return Err(self.failed(&StoreError::from(error))),
+                Err(error) => return Err(disk("descriptors of a layer", &error)),
             }
             open.handed = true;
         }
@@ -344,7 +344,7 @@ impl Fs {
         // Exactly that much is there: anything less is a damaged disk, and must not look like the end of the file.
         match file.read_exact_at(&mut buffer[..length], start + offset) {
             Ok(()) => Ok(Answer::Now(length)),
-            Err(error) => Err(self.failed(&StoreError::from(error))),
+            Err(error) => Err(disk("read from the cache", &error)),
         }
     }
 
@@ -545,6 +545,11 @@ pub fn errno(class: &ErrorClass) -> Errno {
             _ => Errno::IO,
         },
     }
+}
+
+fn disk(what: &str, error: &std::io::Error) -> Errno {
+    tracing::error!(%error, what, "cache");
+    errno(&ErrorClass::of_disk(error))
 }
 
 /// An error with its causes, in one line.

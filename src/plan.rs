@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::limits::PLAN_BYTES;
+use crate::source::SourceOptions;
 
 /// The plan; see the module's text.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,7 +45,7 @@ pub struct MountPlan {
     /// What is fetched before anybody asks.
     pub prefetch: Prefetch,
     /// How the registry is spoken to.
-    pub access: Access,
+    pub access: SourceOptions,
     /// The manifest.
     #[serde(with = "as_base64")]
     pub manifest: Vec<u8>,
@@ -66,17 +67,6 @@ pub enum Prefetch {
     Small,
     /// Every layer.
     All,
-}
-
-/// How the source is spoken to.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Access {
-    /// HTTP without TLS.
-    pub plain_http: bool,
-    /// Certificates that are trusted beside the system's.
-    pub ca_cert: Option<PathBuf>,
-    /// No network at all.
-    pub offline: bool,
 }
 
 /// Abilities of newer kernels that are treated as missing, to test the fall-backs on a kernel that has them.

@@ -12,8 +12,7 @@ mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -30,9 +29,10 @@ use crate::limits::{
 };
 use crate::page::Page;
 use crate::plan::MountPlan;
-use crate::run::{MountDir, MountState, RunDir, State};
+use crate::detach::{Detached, detach};
+use crate::run::{Alive, MountDir, MountState, Phase, RunDir, RunError};
 use crate::store::Held;
-use crate::umount::{self, Detached, Request, Response};
+use crate::umount::{self, Request, Response};
 
 /// Why a mount did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,9 @@ pub enum SupervisorError {
         #[source]
         source: io::Error,
     },
+    /// The run directory does not do.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The first worker did not come to serve.
     #[error("the mount cannot be served: {0}")]
     Worker(String),
@@ -80,7 +83,7 @@ struct Supervisor<'a> {
     mounted: Mounted,
     page: Page,
     dir: MountDir,
-    _alive: OwnedFd,
+    _alive: Alive,
     signals: OwnedFd,
     requests: Receiver<(Request, SyncSender<Response>)>,
     wake: Arc<OwnedFd>,
@@ -105,6 +108,8 @@ struct Ticks {
     next: Instant,
     heartbeat: u64,
     silent: u32,
+    rounds: u64,
+    unwatched: u32,
 }
 
 /// One tick of the supervisor. It counts its own ticks and not the clock, so that a suspended machine or a clock that jumps is one tick.
@@ -118,15 +123,14 @@ impl<'a> Supervisor<'a> {
         };
         worker::raise_descriptor_limit();
         let signals = worker::signals().map_err(own("signals"))?;
-        let run = RunDir::open(&plan.run_dir).map_err(|error| SupervisorError::Own { what: "run directory".into(), source: io::Error::other(error) })?;
-        let dir = run.create(&plan.id).map_err(|error| SupervisorError::Own { what: "run directory".into(), source: io::Error::other(error) })?;
-        let alive = dir.hold_alive().map_err(own("lock in the run directory"))?;
+        let run = RunDir::open(&plan.run_dir)?;
+        let (dir, alive) = run.create(&plan.id)?;
         let mounted = session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
         // From here on a failure has to take the mount down again.
         let prepare = || -> io::Result<_> {
             let page = Page::create(mounted.agreed)?;
             let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-            let listener = UnixListener::bind(dir.socket_path())?;
+            let listener = umount::listen(&dir)?;
             let (sender, requests) = mpsc::sync_channel(4);
             let waker = Arc::clone(&wake);
             umount::serve(listener, move |request| {
@@ -136,7 +140,6 @@ impl<'a> Supervisor<'a> {
                 }
                 answer.recv_timeout(UMOUNT_PATIENCE).unwrap_or(Response::Failed { message: "the supervisor did not answer in time".into() })
             })?;
-            dir.write_record(&mounted.record(plan, &dir)).map_err(io::Error::other)?;
             Ok((page, wake, requests))
         };
         match prepare() {
@@ -156,13 +159,13 @@ impl<'a> Supervisor<'a> {
                 unready: 0,
                 own_deaths: Vec::new(),
                 suspects: HashMap::new(),
-                ticks: Ticks { next: Instant::now() + TICK, heartbeat: 0, silent: 0 },
+                ticks: Ticks { next: Instant::now() + TICK, heartbeat: 0, silent: 0, rounds: 0, unwatched: 0 },
                 stopping: false,
                 failure: None,
                 mounted,
             }),
             Err(source) => {
-                let _the_first_error_counts = umount::detach(&plan.mountpoint, mounted.mount_id, true);
+                let _the_first_error_counts = detach(&plan.mountpoint, mounted.mount_id, true);
                 let _the_first_error_counts = dir.remove();
                 Err(SupervisorError::Own { what: "preparing the mount".into(), source })
             }
@@ -242,7 +245,7 @@ impl<'a> Supervisor<'a> {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
-                self.ticks.silent = 0;
+                (self.ticks.silent, self.ticks.unwatched) = (0, 0);
             }
             Err(error) => {
                 tracing::error!(%error, "cannot start a worker");
@@ -262,6 +265,7 @@ impl<'a> Supervisor<'a> {
                     (FromWorker::Ready, _) => {
                         worker.ready = true;
                         self.unready = 0;
+                        self.write_record();
                         self.write_state();
                     }
                     (FromWorker::Hold { slot }, Some(held)) => {
@@ -335,6 +339,8 @@ impl<'a> Supervisor<'a> {
     fn tick(&mut self) {
         let heartbeat = self.page.heartbeat();
         let still = std::mem::replace(&mut self.ticks.heartbeat, heartbeat) == heartbeat;
+        let rounds = self.page.rounds();
+        let unwatched = std::mem::replace(&mut self.ticks.rounds, rounds) == rounds && self.page.parked() > 0;
         let Some(worker) = &mut self.worker else { return };
         if let Some(killed) = worker.killed {
             // Stuck in the kernel and not to be reaped: somebody else goes on meanwhile.
@@ -349,10 +355,12 @@ impl<'a> Supervisor<'a> {
         let mut fds = [PollFd::new(&self.mounted.device, PollFlags::IN)];
         let waiting = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && fds[0].revents().contains(PollFlags::IN);
         self.ticks.silent = if still && waiting { self.ticks.silent + 1 } else { 0 };
-        if self.ticks.silent >= HEARTBEAT_SILENCE_TICKS {
-            tracing::error!(pid = worker.pid(), seconds = self.ticks.silent, "worker hangs while requests wait, it is replaced");
+        self.ticks.unwatched = if unwatched { self.ticks.unwatched + 1 } else { 0 };
+        let silence = self.ticks.silent.max(self.ticks.unwatched);
+        if silence >= HEARTBEAT_SILENCE_TICKS {
+            tracing::error!(pid = worker.pid(), seconds = silence, "worker hangs while requests wait, it is replaced");
             worker.kill();
-            self.ticks.silent = 0;
+            (self.ticks.silent, self.ticks.unwatched) = (0, 0);
         }
     }
 
@@ -397,7 +405,7 @@ impl<'a> Supervisor<'a> {
         // The callers that were let go may still be on their way out of the kernel.
         let until = Instant::now() + STOPPED_PATIENCE;
         loop {
-            match umount::detach(&self.plan.mountpoint, self.mounted.mount_id, false) {
+            match detach(&self.plan.mountpoint, self.mounted.mount_id, false) {
                 Ok(Detached::Busy) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
                 Ok(Detached::Busy) => {
                     self.stopping = was_stopping;
@@ -415,20 +423,26 @@ impl<'a> Supervisor<'a> {
     }
 
     fn detach(&self, lazy: bool) {
-        match umount::detach(&self.plan.mountpoint, self.mounted.mount_id, lazy) {
+        match detach(&self.plan.mountpoint, self.mounted.mount_id, lazy) {
             Ok(_) => {}
             Err(error) => tracing::error!(%error, mountpoint = %self.plan.mountpoint.display(), "cannot detach"),
         }
     }
 
+    /// The mount as it is now that a worker has decided how it serves.
+    fn write_record(&self) {
+        if let Err(error) = self.dir.write_record(&self.mounted.record(self.plan, &self.dir, self.page.io_mode())) {
+            tracing::warn!(%error, "record of the mount");
+        }
+    }
+
     fn write_state(&self) {
         let state = match &self.worker {
-            _ if self.stopping => State::Stopping,
-            Some(worker) if worker.ready => State::Serving,
-            _ => State::Restarting,
+            _ if self.stopping => Phase::Stopping,
+            Some(worker) if worker.ready => Phase::Serving,
+            _ => Phase::Restarting,
         };
-        let passthrough = self.page.io_mode().map(|mode| mode == crate::page::IoMode::Passthrough);
-        let state = MountState { state, worker_pid: self.worker.as_ref().map(Worker::pid), restarts: self.page.restarts(), passthrough };
+        let state = MountState { state, worker_pid: self.worker.as_ref().map(Worker::pid), restarts: self.page.restarts() };
         if let Err(error) = self.dir.write_state(&state) {
             tracing::warn!(%error, "state of the mount");
         }

@@ -49,11 +49,15 @@ pub type Resume = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 /// How many bytes of what is needed have come so far; a growing number keeps callers without a visible process waiting.
 pub type Fetched = Box<dyn Fn(Need) -> u64 + Send + Sync>;
 
+/// Told after each round over the waiting requests how many there are, and once when there are none left.
+pub type Watched = Box<dyn Fn(usize) + Send + Sync>;
+
 /// All parked requests of a mount.
 pub struct Waiters {
     inner: Mutex<Inner>,
     arrived: Condvar,
     fetched: Fetched,
+    watched: Watched,
     /// Longest time that the kernel lets a request wait before it aborts the connection.
     patience: Option<Duration>,
 }
@@ -76,8 +80,8 @@ struct Parked {
 
 impl Waiters {
     /// No waiter yet.
-    pub fn new(fetched: Fetched) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), arrived: Condvar::new(), fetched, patience: kernel_patience() })
+    pub fn new(fetched: Fetched, watched: Watched) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), arrived: Condvar::new(), fetched, watched, patience: kernel_patience() })
     }
 
     /// Lets a request wait. `resume` is called exactly once, at once if there is no room for it or the mount is going down. The caller
@@ -157,8 +161,10 @@ impl Waiters {
         loop {
             let mut inner = self.lock();
             while inner.count == 0 {
+                (self.watched)(0);
                 inner = self.arrived.wait(inner).unwrap_or_else(PoisonError::into_inner);
             }
+            (self.watched)(inner.count);
             drop(inner);
             thread::sleep(WATCH_INTERVAL);
             for (resume, errno) in self.ended() {
@@ -323,7 +329,7 @@ mod tests {
     }
 
     fn waiters() -> Arc<Waiters> {
-        Waiters::new(Box::new(|_| 0))
+        Waiters::new(Box::new(|_| 0), Box::new(|_| {}))
     }
 
     fn parked(waiters: &Arc<Waiters>, need: Need) -> mpsc::Receiver<Result<(), Errno>> {

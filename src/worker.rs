@@ -26,9 +26,9 @@ use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PR
 use crate::oci::{Manifest, Reference};
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
-use crate::run::{LayerReport, LayerState, MountDir, RunDir};
+use crate::run::{LayerReport, LayerStatus, MountDir, RunDir};
 use crate::store::Store;
-use crate::umount;
+use crate::detach::detach;
 use crate::verify::{Unverified, Verified};
 use crate::wait::{Need, Waiters};
 use crate::wire::Device;
@@ -72,9 +72,7 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
     let control = Arc::new(Control::from_fd(control));
     let served = serve(inherited, device, page, &control, &plan);
     if let Err(error) = &served {
-        let mut message = format!("{error}");
-        message.truncate(message.floor_char_boundary(512));
-        let _supervisor_is_gone = control.send(&FromWorker::Failed { message }, None);
+        let _supervisor_is_gone = control.send(&FromWorker::failed(&**error), None);
     }
     served
 }
@@ -96,7 +94,9 @@ fn serve(inherited: &Inherited, device: OwnedFd, page: OwnedFd, control: &Arc<Co
     let filesystem: Arc<OnceLock<Arc<Fs>>> = Arc::default();
     let waiters = {
         let filesystem = Arc::clone(&filesystem);
-        Waiters::new(Box::new(move |need| filesystem.get().map_or(0, |fs| fs.fetched_bytes(need))))
+        let page = page.clone();
+        let fetched = Box::new(move |need| filesystem.get().map_or(0, |fs: &Arc<Fs>| fs.fetched_bytes(need)));
+        Waiters::new(fetched, Box::new(move |parked| page.watched(parked)))
     };
     let ended = {
         let waiters = Arc::clone(&waiters);
@@ -269,7 +269,7 @@ fn obey(control: &Control, waiters: &Waiters, mountpoint: &std::path::Path, moun
             Ok(None) | Err(_) => {
                 tracing::error!("the supervisor is gone: detaching");
                 waiters.stop(true);
-                if let Err(error) = umount::detach(mountpoint, mount_id, true) {
+                if let Err(error) = detach(mountpoint, mount_id, true) {
                     tracing::error!(%error, "cannot detach");
                 }
                 return;
@@ -300,15 +300,15 @@ fn reports(fs: &Fs, kit: &Kit) -> Vec<LayerReport> {
     let report = |(slot, layer): (u16, &crate::kit::KitLayer)| {
         let descriptor = &layer.spec.descriptor;
         let (state, failed) = match fs.standing(slot) {
-            LayerStanding::Absent => (LayerState::Absent, None),
-            LayerStanding::Waiting => (LayerState::Waiting, None),
-            LayerStanding::Fetching => (LayerState::Fetching, None),
-            LayerStanding::Cached => (LayerState::Cached, None),
-            LayerStanding::Failed(failed) => (LayerState::Failed, Some(failed)),
+            LayerStanding::Absent => (LayerStatus::Absent, None),
+            LayerStanding::Waiting => (LayerStatus::Waiting, None),
+            LayerStanding::Fetching => (LayerStatus::Fetching, None),
+            LayerStanding::Cached => (LayerStatus::Cached, None),
+            LayerStanding::Failed(failed) => (LayerStatus::Failed, Some(failed)),
         };
         let fetched = match state {
-            LayerState::Cached => descriptor.size,
-            LayerState::Fetching => fs.fetched_bytes(Need::Content(slot)),
+            LayerStatus::Cached => descriptor.size,
+            LayerStatus::Fetching => fs.fetched_bytes(Need::Content(slot)),
             _ => 0,
         };
         LayerReport {

@@ -7,9 +7,9 @@ use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, S
 
 use crate::limits::{FUSE_BACKGROUND_MAX, READ_AHEAD_KIB};
 use crate::mountinfo;
-use crate::page::Agreed;
+use crate::page::{Agreed, IoMode};
 use crate::plan::MountPlan;
-use crate::run::{MountDir, MountRecord};
+use crate::run::{self, MountDir, MountRecord};
 
 /// A mount that nobody serves yet.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub(super) struct Mounted {
     number: (u32, u32),
     /// The kernel sends again what a dead worker did not answer.
     resend: bool,
+    since: String,
 }
 
 /// Mounts `plan.mountpoint` and agrees with the kernel.
@@ -46,7 +47,7 @@ pub(super) fn mount(plan: &MountPlan) -> io::Result<Mounted> {
     let agreed = receiver.try_recv().map_err(|_| io::Error::other("the kernel's INIT was not seen"))?;
     let entry = mountinfo::at(&plan.mountpoint)?.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))?;
     let resend = agreed.capabilities & InitFlags::FUSE_HAS_RESEND.bits() != 0 && !plan.lacking.resend;
-    let mounted = Mounted { device, agreed, mount_id: entry.mount_id, number: entry.device, resend };
+    let mounted = Mounted { device, agreed, mount_id: entry.mount_id, number: entry.device, resend, since: run::now() };
     mounted.raise_read_ahead();
     Ok(mounted)
 }
@@ -112,18 +113,19 @@ impl Mounted {
     }
 
     /// What `kitfs status` reads.
-    pub(super) fn record(&self, plan: &MountPlan, dir: &MountDir) -> MountRecord {
+    pub(super) fn record(&self, plan: &MountPlan, dir: &MountDir, mode: Option<IoMode>) -> MountRecord {
         MountRecord {
             id: plan.id.clone(),
             mountpoint: plan.mountpoint.clone(),
             reference: plan.reference.clone(),
             digest: plan.digest,
             supervisor_pid: std::process::id(),
-            since: jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string(),
+            since: self.since.clone(),
             cache_dir: plan.cache_dir.clone(),
             device: self.number,
             mount_id: self.mount_id,
             log: dir.log_path(),
+            passthrough: mode.map(|mode| mode == IoMode::Passthrough),
         }
     }
 
