@@ -294,3 +294,15 @@ pub const WORK_DIRECTORY_ATTEMPTS: u32 = 8;
 pub const LEFTOVER_SECONDS: u64 = 3600;
 /// Descriptors of documents that wait for somebody to ask for their sync. More than one kit has; the kernel writes the others back soon enough.
 pub const UNSYNCED_DOCUMENTS: usize = 64;
+
+// ---- preflight
+
+/// How long a mount of kitfs at the wanted place may take to tell whether it lives; a dead one says so at once.
+pub const DEAD_MOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of `/etc/fuse.conf` that are read; it has a few lines.
+pub const FUSE_CONF_BYTES: u64 = 64 << 10;
+
+// ---- log
+
+/// Bytes of a log before it turns over; two of them can exist. It lies in `/run`, which is memory.
+pub const LOG_BYTES: u64 = 10 << 20;

@@ -65,6 +65,25 @@ pub fn topmost<'a>(entries: &'a [MountEntry], path: &Path) -> Option<&'a MountEn
     here().rfind(|entry| !here().any(|upper| upper.parent_id == entry.mount_id && upper.mount_id != entry.mount_id))
 }
 
+/// Where `dir` is, absolute and without symlinks, and what is mounted exactly there.
+pub fn find(dir: &Path) -> io::Result<(PathBuf, Option<MountEntry>)> {
+    let entries = read()?;
+    let absolute = std::path::absolute(dir)?;
+    // Not by resolving the path as a whole, which asks what is mounted there.
+    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name())
+        && let Ok(parent) = parent.canonicalize()
+    {
+        let path = parent.join(name);
+        if let Some(entry) = topmost(&entries, &path) {
+            return Ok((path, Some(entry.clone())));
+        }
+    }
+    // No mount, a symlink to one, or a path that ends with `..`.
+    let path = absolute.canonicalize()?;
+    let entry = topmost(&entries, &path).cloned();
+    Ok((path, entry))
+}
+
 /// The id of the mount that `path` leads into. A symlink at its end is not followed.
 pub fn mount_id_at(path: &Path) -> io::Result<u64> {
     // A descriptor with O_PATH is made without asking the filesystem.
@@ -238,6 +257,25 @@ mod tests {
         let entry = at(Path::new("/proc")).expect("readable").expect("/proc is mounted");
         assert_eq!(mount_id_at(Path::new("/proc")).expect("an id"), entry.mount_id);
         assert_eq!(mount_id_at(Path::new("/proc/self/fd")).expect("an id"), entry.mount_id);
+    }
+
+    #[test]
+    fn a_mount_is_found_by_every_path_to_it() {
+        let folder = tempfile::tempdir().expect("folder");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/proc", &link).expect("link");
+        for path in [Path::new("/proc"), Path::new("/./proc/"), Path::new("/proc/self/.."), &link] {
+            let (found, entry) = find(path).expect("found");
+            assert_eq!(
+                (found.as_path(), entry.map(|entry| entry.fs_type).as_deref()),
+                (Path::new("/proc"), Some("proc")),
+                "{}",
+                path.display()
+            );
+        }
+        let (found, entry) = find(folder.path()).expect("found");
+        assert_eq!((found, entry), (folder.path().canonicalize().expect("path"), None));
+        assert_eq!(find(&folder.path().join("none")).expect_err("nothing").kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

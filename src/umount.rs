@@ -131,7 +131,13 @@ impl UmountError {
 
 /// Takes down the mount at `dir`.
 pub fn umount(dir: &Path, lazy: bool, run_dir: &RunDir) -> Result<(), UmountError> {
-    let (path, entry) = find(dir)?;
+    let (path, entry) = match mountinfo::find(dir) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(UmountError::NotMounted { path: dir.to_owned(), fs_type: None });
+        }
+        Err(source) => return Err(UmountError::Io { path: dir.to_owned(), source }),
+    };
     let Some(entry) = entry.filter(MountEntry::is_kitfs) else {
         // Its supervisor died, and somebody took down what was left: only the folder is there still.
         return match run_dir.clean_up_dead()?.iter().any(|record| record.mountpoint == path) {
@@ -205,29 +211,6 @@ fn answer(stream: UnixStream, handler: &impl Fn(Request) -> Response) -> io::Res
     }
     let request = read_line(&stream, CONTROL_LINE_LIMIT)?;
     write_line(&stream, &handler(request))
-}
-
-/// Where `dir` is, and what is mounted there. It never asks what is mounted there itself, since that may be dead.
-fn find(dir: &Path) -> Result<(PathBuf, Option<MountEntry>), UmountError> {
-    let failed = |source| UmountError::Io { path: dir.to_owned(), source };
-    let entries = mountinfo::read().map_err(failed)?;
-    let absolute = std::path::absolute(dir).map_err(failed)?;
-    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name())
-        && let Ok(parent) = parent.canonicalize()
-    {
-        let path = parent.join(name);
-        if let Some(entry) = mountinfo::topmost(&entries, &path) {
-            return Ok((path, Some(entry.clone())));
-        }
-    }
-    // A symlink to it, or a path that ends with `..`.
-    let path = match absolute.canonicalize() {
-        Ok(path) => path,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(UmountError::NotMounted { path: absolute, fs_type: None }),
-        Err(error) => return Err(failed(error)),
-    };
-    let entry = mountinfo::topmost(&entries, &path).cloned();
-    Ok((path, entry))
 }
 
 /// The live mount whose record is about `entry`.
