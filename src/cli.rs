@@ -8,6 +8,8 @@ mod fetch;
 mod inspect;
 mod pull;
 mod report;
+mod status;
+mod umount;
 mod verify;
 
 use std::io::Write as _;
@@ -42,7 +44,9 @@ pub fn run() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Exit, CliError> {
     match command {
-        Command::Mount(_) | Command::Umount(_) | Command::Status(_) => Ok(Exit::Failed),
+        Command::Mount(_) => Ok(Exit::Failed),
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

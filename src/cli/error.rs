@@ -10,8 +10,10 @@ use crate::failure::ErrorClass;
 use crate::kit::KitError;
 use crate::oci::ReferenceError;
 use crate::resolve::ResolveError;
+use crate::run::RunError;
 use crate::source::SourceError;
 use crate::store::StoreError;
+use crate::umount::UmountError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,18 @@ pub(crate) enum CliError {
         #[source]
         source: io::Error,
     },
+    /// There is no mount where one was asked for.
+    #[error("{} is no mount of kitfs", path.display())]
+    NoSuchMount {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A mount was not taken down.
+    #[error(transparent)]
+    Umount(#[from] UmountError),
     /// The threads for the network cannot be started.
     #[error("cannot start the threads for the network")]
     Runtime(#[source] io::Error),
@@ -68,7 +82,14 @@ impl CliError {
             Self::Reference(_) => Exit::Usage,
             Self::Resolve(error) => exit_of(error.class()),
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
-            Self::NoCacheDir | Self::Folder { .. } | Self::Runtime(_) | Self::Output(_) | Self::Json(_) => Exit::Failed,
+            Self::NoCacheDir
+            | Self::Folder { .. }
+            | Self::NoSuchMount { .. }
+            | Self::Run(_)
+            | Self::Umount(_)
+            | Self::Runtime(_)
+            | Self::Output(_)
+            | Self::Json(_) => Exit::Failed,
         }
     }
 
@@ -85,8 +106,21 @@ impl CliError {
             Self::Resolve(error) => hints_of_resolve(error),
             Self::Store(error) | Self::Layers { source: error, .. } => hints_of_store(error),
             Self::NoCacheDir => vec!["name a folder on a local disk with `--cache-dir`".into()],
-            Self::Folder { .. } | Self::Runtime(_) | Self::Output(_) | Self::Json(_) => Vec::new(),
+            Self::NoSuchMount { .. } => vec!["`kitfs status` lists the mounts".into()],
+            Self::Umount(error) => error.hint().into_iter().map(Cow::from).collect(),
+            Self::Run(RunError::ForeignOwner { .. } | RunError::Writable { .. }) => {
+                vec!["name a folder of your own with `--run-dir`".into()]
+            }
+            Self::Folder { .. } | Self::Run(_) | Self::Runtime(_) | Self::Output(_) | Self::Json(_) => Vec::new(),
         }
+    }
+
+    /// What belongs to the error and is no cause of it.
+    pub(crate) fn details(&self) -> Vec<String> {
+        let Self::Umount(UmountError::Busy { holders, mounts, .. }) = self else { return Vec::new() };
+        let holders = holders.iter().map(ToString::to_string);
+        let mounts = mounts.iter().map(|mount| format!("{} is mounted in it", mount.display()));
+        holders.chain(mounts).collect()
     }
 }
 
