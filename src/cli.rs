@@ -2,6 +2,8 @@
 //!
 //! Each command is a module; what they share is here. Nothing below this module prints.
 
+#![expect(clippy::result_large_err, reason = "a command has one error, and then it ends")]
+
 mod args;
 mod error;
 mod fetch;
