@@ -48,6 +48,24 @@ impl Case {
         Ok(Self { name, folder: folder.to_owned(), case, blobs })
     }
 
+    /// Makes the layout in `dir`, and says the reference of the kit in it.
+    pub(crate) fn lay_out(&self, dir: &Path) -> String {
+        let write = |name: &str, content: &[u8]| {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().expect("below the folder")).expect("a folder");
+            fs::write(path, content).expect("room");
+        };
+        for (digest, content) in &self.blobs {
+            write(&format!("blobs/{}", digest.replacen(':', "/", 1)), content);
+        }
+        let manifest = self.manifest();
+        let Descriptor { media_type, digest, size } = manifest.descriptor();
+        let entry = serde_json::json!({ "mediaType": media_type, "digest": digest, "size": size });
+        write("index.json", serde_json::json!({ "schemaVersion": 2, "manifests": [entry] }).to_string().as_bytes());
+        write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+        format!("oci:{}", dir.display())
+    }
+
     pub(crate) fn manifest(&self) -> Verified<Bytes> {
         verified(IMAGE_MANIFEST, self.blobs[self.case["digest"].as_str().expect("a digest")].clone())
     }

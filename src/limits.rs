@@ -260,6 +260,7 @@ pub const ENSURE_ROUNDS: u32 = 5;
 
 /// Layers that a command fetches at once: each has several connections already, and more of them only share the same line.
 pub const PULLS_MAX: usize = 4;
+
 // ---- detach
 
 /// How long `fusermount3` may take. It asks nobody but the kernel.

@@ -23,7 +23,7 @@ use kitfs::layer::{Archive, Compression, LayerSpec};
 use kitfs::path::RelPath;
 use kitfs::source::{BlobStream, Resolved, Source, SourceError};
 use kitfs::store::{Activity, Content, LayerState, Recall, Store, StoreError, Verdict, VerifiedLayer};
-use kitfs::verify::{Unverified, Verified};
+use kitfs::verify::{Mismatch, Unverified, Verified};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -425,7 +425,11 @@ fn a_config_that_claims_another_content_is_not_believed() {
     wrong.spec.diff_id = Some(Digest::of(Algorithm::Sha256, b"something else"));
     let source = Scripted::new(&wrong, []);
     let error = bench.ensure(&wrong, &source).expect_err("another content");
-    assert!(matches!(error, StoreError::Uncompressed { got, .. } if Some(got) == right), "{error}");
+    assert!(
+        matches!(&error, StoreError::Uncompressed { mismatch, .. }
+        if matches!(**mismatch, Mismatch::Digest { got, .. } if Some(got) == right)),
+        "{error}"
+    );
     assert_eq!((error.class(), source.asked()), (ErrorClass::Content, vec![0]));
     bench.assert_nothing_is_left();
 

@@ -100,9 +100,7 @@ fn reread(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), StoreError> 
     sync_and_drop(dir)?;
     match recheck::read_back(store, spec, dir, None, &mut |_| {})?.found {
         Found::Sound => Ok(()),
-        Found::Damaged { expected, got } => {
-            Err(StoreError::Content { layer: spec.descriptor.digest, mismatch: Mismatch::Digest { expected, got } })
-        }
+        Found::Damaged { expected, got } => Err(StoreError::content(spec.descriptor.digest, Mismatch::Digest { expected, got })),
     }
 }
 
