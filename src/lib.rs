@@ -1,4 +1,5 @@
 //! kitfs
+
 pub mod archive;
 pub mod cli;
 pub mod control;
@@ -16,6 +17,7 @@ pub(crate) mod fuse;
 pub mod holders;
 pub mod index;
 pub mod inflate;
+pub mod interrupt;
 mod json;
 pub mod kit;
 mod kitfile;

@@ -9,8 +9,7 @@ use crate::{log, supervisor, worker};
 pub(super) fn supervisor(arguments: &SupervisorArgs) -> Result<Exit, CliError> {
     let inherited = daemon::inherit(arguments).map_err(CliError::Inherit)?;
     log::init(&inherited.log).map_err(CliError::Inherit)?;
-    let plan = inherited.plan.seal().map_err(CliError::Inherit)?;
-    match supervisor::run(&inherited.plan, plan, inherited.ready) {
+    match supervisor::run(&inherited.plan, &inherited.mount, inherited.alive, inherited.ready) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => {
             // Whoever waited for the mount was told, and says it to the user.
