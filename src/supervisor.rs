@@ -165,11 +165,11 @@ impl<'a> Supervisor<'a> {
     fn serve(&mut self, ready: &mut Option<Ready>) -> Result<(), SupervisorError> {
         let begun = Instant::now();
         loop {
-            self.start_worker_if_due();
             if self.is_gone() {
                 tracing::info!(mountpoint = %self.plan.mountpoint.display(), "unmounted");
                 return Ok(());
             }
+            self.start_worker_if_due();
             if ready.is_some() && (self.unready >= STARTS_BEFORE_READY_MAX || begun.elapsed() >= START_LIMIT) {
                 let message = self.failure.take().unwrap_or_else(|| match self.unready {
                     0 => format!("its worker does not come to serve within {} s", START_LIMIT.as_secs()),
