@@ -1,11 +1,13 @@
 //! kitfs
 pub mod archive;
 pub mod control;
+pub mod daemon;
 pub mod descriptor;
 pub mod detach;
 pub mod digest;
 pub mod holders;
 pub mod index;
+pub mod interrupt;
 pub mod layer;
 pub mod limits;
 pub mod log;
