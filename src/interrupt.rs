@@ -116,7 +116,8 @@ mod tests {
     fn an_interrupt_can_be_waited_for() {
         let interrupts = Interrupts::catch().expect("caught");
         assert!(Interrupts::catch().is_err(), "one at a time");
-        let come = |seconds| poll(&mut [PollFd::new(&interrupts, PollFlags::IN)], Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).expect("poll");
+        let come =
+            |seconds| poll(&mut [PollFd::new(&interrupts, PollFlags::IN)], Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).expect("poll");
         assert_eq!(come(0), 0);
         // SAFETY: the signal is caught.
         unsafe { libc::raise(libc::SIGHUP) };

@@ -21,6 +21,7 @@ pub mod interrupt;
 mod json;
 pub mod kit;
 mod kitfile;
+pub mod interrupt;
 pub mod layer;
 pub mod layout;
 pub mod limits;
