@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -212,7 +213,7 @@ fn close_forgotten(page: &Page, device: &Device, cache: &std::path::Path) {
 
 /// A file of the cache's own filesystem, which is what decides whether it can back others.
 fn trial_file(cache: &std::path::Path) -> io::Result<std::fs::File> {
-    std::fs::File::open(cache.join("lock"))
+    std::fs::File::options().read(true).append(true).create(true).mode(0o600).open(cache.join("lock"))
 }
 
 /// A session on the mount's device that believes to have made it.

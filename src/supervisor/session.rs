@@ -1,9 +1,13 @@
 //! The mount itself: made through fuser, which also agrees with the kernel on what both can do; after that only the device is kept.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::limits::{FUSE_BACKGROUND_MAX, READ_AHEAD_KIB};
 use crate::mountinfo;
@@ -27,20 +31,17 @@ pub(super) struct Mounted {
 
 /// Mounts `plan.mountpoint` and agrees with the kernel.
 pub(super) fn mount(plan: &MountPlan) -> io::Result<Mounted> {
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::RO,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::DefaultPermissions,
-        // On the way through fusermount3 a comma would begin another option.
-        MountOption::FSName(plan.shown_source.replace('\\', "\\\\").replace(',', "\\,")),
-        MountOption::Subtype("kitfs".into()),
-    ];
-    config.acl = if plan.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let acl = if plan.allow_other { SessionACL::All } else { SessionACL::Owner };
     let (sender, receiver) = std::sync::mpsc::channel();
     let agreement = Agreement { plan_wants_passthrough: !plan.no_passthrough && !plan.lacking.passthrough, sender };
-    let session = Session::new(agreement, &plan.mountpoint, &config)?;
+    let session = match mount_by_system_call(plan)? {
+        Some(device) => Session::from_fd(agreement, device, acl, Config::default()),
+        None => mount_by_fusermount(plan, agreement, acl),
+    };
+    // A kernel that does not agree leaves a mount behind that nobody serves.
+    let session = session.inspect_err(|_| {
+        let _not_mounted = rustix::mount::unmount(&plan.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    })?;
     let device = session.as_fd().try_clone_to_owned()?;
     // Dropping it would unmount. It holds a descriptor and a few bytes, for as long as this process lives.
     std::mem::forget(session);
@@ -50,6 +51,37 @@ pub(super) fn mount(plan: &MountPlan) -> io::Result<Mounted> {
     let mounted = Mounted { device, agreed, mount_id: entry.mount_id, number: entry.device, resend, since: run::now() };
     mounted.raise_read_ahead();
     Ok(mounted)
+}
+
+/// The mount call itself, for whoever may make it; fuser's own would show the type as `fuse` and not as `fuse.kitfs`.
+fn mount_by_system_call(plan: &MountPlan) -> io::Result<Option<OwnedFd>> {
+    let device: OwnedFd = std::fs::File::options().read(true).write(true).open("/dev/fuse")?.into();
+    let mode = std::fs::metadata(&plan.mountpoint)?.mode();
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let allow_other = if plan.allow_other { ",allow_other" } else { "" };
+    let options = format!("fd={},rootmode={mode:o},user_id={uid},group_id={gid},default_permissions{allow_other}", device.as_raw_fd());
+    let options = CString::new(options).map_err(io::Error::other)?;
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
+    match rustix::mount::mount(plan.shown_source.as_str(), &plan.mountpoint, "fuse.kitfs", flags, &*options) {
+        Ok(()) => Ok(Some(device)),
+        Err(Errno::PERM) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn mount_by_fusermount(plan: &MountPlan, agreement: Agreement, acl: SessionACL) -> io::Result<Session<Agreement>> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::DefaultPermissions,
+        // A comma would begin another option.
+        MountOption::FSName(plan.shown_source.replace('\\', "\\\\").replace(',', "\\,")),
+        MountOption::Subtype("kitfs".into()),
+    ];
+    config.acl = acl;
+    Session::new(agreement, &plan.mountpoint, &config)
 }
 
 struct Agreement {
