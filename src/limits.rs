@@ -110,6 +110,12 @@ pub const OWN_DEATHS_MAX: usize = 20;
 pub const OWN_DEATHS_WINDOW: Duration = Duration::from_secs(60);
 /// Workers of a new mount that may die before one serves; then the mount is given up.
 pub const STARTS_BEFORE_READY_MAX: u32 = 3;
+/// How long a new mount may take until a worker serves it. A worker reads its plan and the indexes that are there, nothing slow.
+pub const START_LIMIT: Duration = Duration::from_secs(30);
+/// Requests that are remembered because they were being handled when a worker died. Each death adds at most as many as there are handlers.
+pub const SUSPECTS_MAX: usize = 4096;
+/// How often unmounting is tried while callers that were let go are on their way out.
+pub const UMOUNT_RETRY: Duration = Duration::from_millis(20);
 /// Seconds (ticks of the supervisor) that a worker may take no request while some wait.
 pub const HEARTBEAT_SILENCE_TICKS: u32 = 30;
 /// How long a killed worker may take to end before the next one starts beside it.

@@ -1,19 +1,18 @@
 //! The mount itself: made through fuser, which also agrees with the kernel on what both can do; after that only the device is kept.
+//!
+//! Besides the adapter ([`crate::fuse`]) and the start of a worker, this is the only place that names fuser.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::sync::mpsc::{self, Receiver, Sender};
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::limits::{FUSE_BACKGROUND_MAX, READ_AHEAD_KIB};
-use crate::mountinfo;
-use crate::page::{Agreed, IoMode};
+use crate::mountinfo::{self, MountEntry};
+use crate::page::Agreed;
 use crate::plan::MountPlan;
-use crate::run::{self, MountDir, MountRecord};
+use crate::umount;
 
 /// A mount that nobody serves yet.
 #[derive(Debug)]
@@ -23,70 +22,68 @@ pub(super) struct Mounted {
     /// The mount's id in `/proc/self/mountinfo`, to tell it from a later one at the same place.
     pub(super) mount_id: u64,
     /// Major and minor number of the mounted filesystem.
-    number: (u32, u32),
+    pub(super) number: (u32, u32),
     /// The kernel sends again what a dead worker did not answer.
     resend: bool,
-    since: String,
 }
 
 /// Mounts `plan.mountpoint` and agrees with the kernel.
 pub(super) fn mount(plan: &MountPlan) -> io::Result<Mounted> {
-    let acl = if plan.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let agreement = Agreement { plan_wants_passthrough: !plan.no_passthrough && !plan.lacking.passthrough, sender };
-    let session = match mount_by_system_call(plan)? {
-        Some(device) => Session::from_fd(agreement, device, acl, Config::default()),
-        None => mount_by_fusermount(plan, agreement, acl),
-    };
-    // A kernel that does not agree leaves a mount behind that nobody serves.
-    let session = session.inspect_err(|_| {
-        let _not_mounted = rustix::mount::unmount(&plan.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-    })?;
-    let device = session.as_fd().try_clone_to_owned()?;
-    // Dropping it would unmount. It holds a descriptor and a few bytes, for as long as this process lives.
-    std::mem::forget(session);
-    let agreed = receiver.try_recv().map_err(|_| io::Error::other("the kernel's INIT was not seen"))?;
-    let entry = mountinfo::at(&plan.mountpoint)?.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))?;
-    let resend = agreed.capabilities & InitFlags::FUSE_HAS_RESEND.bits() != 0 && !plan.lacking.resend;
-    let mounted = Mounted { device, agreed, mount_id: entry.mount_id, number: entry.device, resend, since: run::now() };
-    mounted.raise_read_ahead();
-    Ok(mounted)
-}
-
-/// The mount call itself, for whoever may make it; fuser's own would show the type as `fuse` and not as `fuse.kitfs`.
-fn mount_by_system_call(plan: &MountPlan) -> io::Result<Option<OwnedFd>> {
-    let device: OwnedFd = std::fs::File::options().read(true).write(true).open("/dev/fuse")?.into();
-    let mode = std::fs::metadata(&plan.mountpoint)?.mode();
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let allow_other = if plan.allow_other { ",allow_other" } else { "" };
-    let options = format!("fd={},rootmode={mode:o},user_id={uid},group_id={gid},default_permissions{allow_other}", device.as_raw_fd());
-    let options = CString::new(options).map_err(io::Error::other)?;
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
-    match rustix::mount::mount(plan.shown_source.as_str(), &plan.mountpoint, "fuse.kitfs", flags, &*options) {
-        Ok(()) => Ok(Some(device)),
-        Err(Errno::PERM) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn mount_by_fusermount(plan: &MountPlan, agreement: Agreement, acl: SessionACL) -> io::Result<Session<Agreement>> {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::RO,
         MountOption::NoDev,
         MountOption::NoSuid,
         MountOption::DefaultPermissions,
-        // A comma would begin another option.
-        MountOption::FSName(plan.shown_source.replace('\\', "\\\\").replace(',', "\\,")),
-        MountOption::Subtype("kitfs".into()),
+        MountOption::FSName(escaped(&plan.shown_source)),
+        // Not `Subtype`: fuser passes that to fusermount3 only, and for root the type would be plain `fuse`.
+        MountOption::CUSTOM("subtype=kitfs".into()),
     ];
-    config.acl = acl;
-    Session::new(agreement, &plan.mountpoint, &config)
+    config.acl = if plan.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let (sender, receiver) = mpsc::channel();
+    let agreement = Agreement { plan_wants_passthrough: !plan.no_passthrough && !plan.lacking.passthrough, sender };
+    let session = Session::new(agreement, &plan.mountpoint, &config)?;
+    let device = session.as_fd().try_clone_to_owned();
+    // Dropping it would unmount. It holds a descriptor and a few bytes, for as long as this process lives.
+    std::mem::forget(session);
+    let described = describe(plan, device, &receiver);
+    if described.is_err()
+        && let Ok(id) = mountinfo::mount_id_at(&plan.mountpoint)
+        && let Err(error) = umount::detach(&plan.mountpoint, id, true)
+    {
+        tracing::error!(%error, mountpoint = %plan.mountpoint.display(), "cannot detach");
+    }
+    let mounted = described?;
+    mounted.raise_read_ahead();
+    Ok(mounted)
+}
+
+/// What there is to know of the mount that was just made.
+fn describe(plan: &MountPlan, device: io::Result<OwnedFd>, agreed: &Receiver<Agreed>) -> io::Result<Mounted> {
+    let device = device?;
+    let agreed = agreed.try_recv().map_err(|_| io::Error::other("the kernel's INIT was not seen"))?;
+    let entry = mountinfo::at(&plan.mountpoint)?.filter(MountEntry::is_kitfs);
+    let entry = entry.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))?;
+    let resend = agreed.capabilities & InitFlags::FUSE_HAS_RESEND.bits() != 0 && !plan.lacking.resend;
+    Ok(Mounted { device, agreed, mount_id: entry.mount_id, number: entry.device, resend })
+}
+
+/// A source that is the same whichever way it goes to the kernel: fusermount3 takes a comma for the end of the option and a backslash for an escape,
+/// the system call takes both as they are.
+fn escaped(source: &str) -> String {
+    source.chars().fold(String::with_capacity(source.len()), |mut text, c| {
+        match c {
+            ',' | '\\' | '%' => text.push_str(&format!("%{:02X}", u32::from(c))),
+            c if c.is_control() => text.push('?'),
+            c => text.push(c),
+        }
+        text
+    })
 }
 
 struct Agreement {
     plan_wants_passthrough: bool,
-    sender: std::sync::mpsc::Sender<Agreed>,
+    sender: Sender<Agreed>,
 }
 
 impl Filesystem for Agreement {
@@ -144,23 +141,6 @@ impl Mounted {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(clone) }
     }
 
-    /// What `kitfs status` reads.
-    pub(super) fn record(&self, plan: &MountPlan, dir: &MountDir, mode: Option<IoMode>) -> MountRecord {
-        MountRecord {
-            id: plan.id.clone(),
-            mountpoint: plan.mountpoint.clone(),
-            reference: plan.reference.clone(),
-            digest: plan.digest,
-            supervisor_pid: std::process::id(),
-            since: self.since.clone(),
-            cache_dir: plan.cache_dir.clone(),
-            device: self.number,
-            mount_id: self.mount_id,
-            log: dir.log_path(),
-            passthrough: mode.map(|mode| mode == IoMode::Passthrough),
-        }
-    }
-
     /// Without this the kernel asks for 128 KiB at a time. Only root may, and it is a matter of speed alone.
     fn raise_read_ahead(&self) {
         let (major, minor) = self.number;
@@ -168,5 +148,16 @@ impl Mounted {
         if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
             tracing::debug!(%error, path, "read-ahead stays as it is");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_never_becomes_an_option() {
+        assert_eq!(escaped("oci:/a,suid\\,b:v1@sha256:00"), "oci:/a%2Csuid%5C%2Cb:v1@sha256:00");
+        assert_eq!(escaped("a%2Cb\n"), "a%252Cb?");
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Worker {
     /// It answered every request that waited, and lets none wait.
     pub(super) stopped: bool,
     pub(super) killed: Option<Instant>,
+    /// It has closed its end of the conversation.
+    pub(super) mute: bool,
     /// Processes that the memory controller has killed in our group, when it started.
     oom_kills: Option<u64>,
 }
@@ -61,9 +63,18 @@ impl Worker {
         }
         command.arg("--mount-id").arg(mounted.mount_id.to_string()).arg(plan.mountpoint.as_os_str());
         command.stdin(Stdio::null()).current_dir("/");
-        // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe; the descriptors are open in the parent.
+        // SAFETY: between fork and exec only calls are made that are async-signal-safe; the descriptors are open in the parent.
         unsafe {
             command.pre_exec(move || {
+                // The mask that `signals` set would be inherited, and with it every program that the worker starts.
+                let mut none = std::mem::zeroed();
+                libc::sigemptyset(&raw mut none);
+                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+                // A terminal's Ctrl-C and systemd's TERM reach the worker, too. The supervisor is who decides what they mean: without the worker
+                // nothing could be taken down in good order.
+                for signal in ENDING {
+                    libc::signal(signal, libc::SIG_IGN);
+                }
                 for fd in inherited {
                     if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
                         return Err(io::Error::last_os_error());
@@ -73,12 +84,20 @@ impl Worker {
             });
         }
         let child = command.spawn()?;
-        let worker = Self { child, control: ours, ready: false, stopped: false, killed: None, oom_kills: oom_kills() };
-        for (&slot, held) in held {
-            worker.control.send(&FromSupervisor::Adopt { slot }, Some(held))?;
+        let mut worker = Self { child, control: ours, ready: false, stopped: false, killed: None, mute: false, oom_kills: oom_kills() };
+        if let Err(error) = worker.begin(held, cautious, stopping) {
+            // It counts as one that died before it served.
+            tracing::error!(%error, pid = worker.pid(), "cannot tell the worker what to begin with");
+            worker.kill();
         }
-        worker.control.send(&FromSupervisor::Begin { cautious, stopping }, None)?;
         Ok(worker)
+    }
+
+    fn begin(&self, held: &BTreeMap<u16, Held>, cautious: bool, stopping: bool) -> io::Result<()> {
+        for (&slot, held) in held {
+            self.control.send(&FromSupervisor::Adopt { slot }, Some(held))?;
+        }
+        self.control.send(&FromSupervisor::Begin { cautious, stopping }, None)
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -125,6 +144,12 @@ impl Death {
     pub(super) fn is_own_fault(&self) -> bool {
         !matches!(self, Self::Signal(libc::SIGKILL, false) | Self::Stuck)
     }
+
+    /// True for what a request can have brought about: a panic, an abort, a bad memory access, or the last of the memory.
+    pub(super) fn may_be_a_requests_fault(&self) -> bool {
+        use libc::{SIGABRT, SIGBUS, SIGILL, SIGKILL, SIGSEGV};
+        matches!(self, Self::Exit(PANICKED) | Self::Signal(SIGABRT | SIGSEGV | SIGBUS | SIGILL, _) | Self::Signal(SIGKILL, true))
+    }
 }
 
 impl fmt::Display for Death {
@@ -146,14 +171,19 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
+/// Signals that ask for the end.
+const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+/// The exit code of a program whose main thread panicked.
+const PANICKED: i32 = 101;
+
 /// A descriptor that tells of ended children and of requests to end.
 pub(super) fn signals() -> io::Result<OwnedFd> {
-    // SAFETY: `set` is initialised by sigemptyset before it is read, and the calls only look at it. The mask is this thread's and its children's
-    // threads'; programs that are started get an empty one from the standard library.
+    // SAFETY: `set` is initialised by sigemptyset before it is read, and the calls only look at it. The mask is that of this thread, of
+    // threads that it starts from here on, and of programs that do not set another one.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        for signal in ENDING.into_iter().chain([libc::SIGCHLD]) {
             libc::sigaddset(&raw mut set, signal);
         }
         if libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
@@ -177,10 +207,46 @@ pub(super) fn terminated(signals: &OwnedFd) -> bool {
     asked
 }
 
-/// How many processes the memory controller has killed in our group.
+/// How many processes the memory controller has killed in our group. None if it does not tell, which is so in the root group and in many containers.
 fn oom_kills() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let events = std::fs::read_to_string(format!("/sys/fs/cgroup{group}/memory.events")).ok()?;
-    events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+    let count = |path: String| parse_oom_kills(&std::fs::read_to_string(path).ok()?);
+    let second = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let first = groups.lines().filter_map(|line| line.split_once(':')).find_map(|(_, line)| line.strip_prefix("memory:"));
+    let second = second.and_then(|group| count(format!("/sys/fs/cgroup{group}/memory.events")));
+    second.or_else(|| first.and_then(|group| count(format!("/sys/fs/cgroup/memory{group}/memory.oom_control"))))
+}
+
+/// Both versions of control groups have such a line.
+fn parse_oom_kills(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_some_deaths_are_held_against_requests_and_workers() {
+        for (death, own, request) in [
+            (Death::Exit(0), true, false),
+            (Death::Exit(PANICKED), true, true),
+            (Death::Signal(libc::SIGABRT, false), true, true),
+            (Death::Signal(libc::SIGSEGV, false), true, true),
+            (Death::Signal(libc::SIGBUS, false), true, true),
+            (Death::Signal(libc::SIGKILL, true), true, true),
+            (Death::Signal(libc::SIGKILL, false), false, false),
+            (Death::Signal(libc::SIGTERM, false), true, false),
+            (Death::Stuck, false, false),
+        ] {
+            assert_eq!((death.is_own_fault(), death.may_be_a_requests_fault()), (own, request), "{death}");
+        }
+    }
+
+    #[test]
+    fn kills_are_counted_as_both_versions_of_control_groups_write_them() {
+        assert_eq!(parse_oom_kills("low 0\nhigh 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 0\n"), Some(2));
+        assert_eq!(parse_oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"), Some(7));
+        assert_eq!(parse_oom_kills("under_oom 0\n"), None);
+    }
 }
