@@ -16,6 +16,7 @@ pub(crate) mod fuse;
 pub mod holders;
 pub mod index;
 pub mod inflate;
+pub mod interrupt;
 mod json;
 pub mod kit;
 mod kitfile;
