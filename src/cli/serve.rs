@@ -2,14 +2,14 @@
 
 use super::error::CliError;
 use super::report::Exit;
-use crate::daemon::{self, Inherited, SupervisorArgs};
+use crate::daemon::{self, SupervisorArgs};
 use crate::{log, supervisor, worker};
 
 /// Is the supervisor until its mount is gone.
 pub(super) fn supervisor(arguments: &SupervisorArgs) -> Result<Exit, CliError> {
-    let Inherited { plan, mount, alive, ready, log: destination } = daemon::inherit(arguments).map_err(CliError::Inherit)?;
-    log::init(&destination).map_err(CliError::Inherit)?;
-    match supervisor::run(&plan, &mount, alive, ready) {
+    let inherited = daemon::inherit(arguments).map_err(CliError::Inherit)?;
+    log::init(&inherited.log).map_err(CliError::Inherit)?;
+    match supervisor::run(&inherited.plan, &inherited.mount, inherited.alive, inherited.ready) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => {
             // Whoever waited for the mount was told, and says it to the user.
