@@ -31,7 +31,6 @@ pub(crate) fn cases(kind: &str) -> Vec<Case> {
 }
 
 impl Case {
-    #[expect(clippy::disallowed_types, reason = "the layout of a fixture is a tar")]
     fn read(folder: &Path) -> io::Result<Self> {
         let mut blobs = BTreeMap::new();
         for entry in tar::Archive::new(fs::File::open(folder.join("layout.tar"))?).entries()? {

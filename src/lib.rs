@@ -21,7 +21,6 @@ pub mod interrupt;
 mod json;
 pub mod kit;
 mod kitfile;
-pub mod interrupt;
 pub mod layer;
 pub mod layout;
 pub mod limits;

@@ -57,7 +57,7 @@ pub enum ResolveError {
         remembered: bool,
         /// What the source said.
         #[source]
-        source: SourceError,
+        source: Box<SourceError>,
     },
     /// A document is not what its digest says, also when it was fetched once more.
     #[error("the {what} of {reference} is not what its digest says")]
@@ -68,7 +68,7 @@ pub enum ResolveError {
         what: &'static str,
         /// Expected and got.
         #[source]
-        source: Mismatch,
+        source: Box<Mismatch>,
     },
     /// It is no kit that may be mounted.
     #[error("{reference} cannot be used")]
@@ -77,7 +77,7 @@ pub enum ResolveError {
         reference: String,
         /// Why not.
         #[source]
-        source: KitError,
+        source: Box<KitError>,
     },
     /// The cache failed.
     #[error(transparent)]
@@ -117,7 +117,7 @@ pub fn kit(reference: &Reference, options: &SourceOptions, store: &Store, runtim
     let source = source::open(reference, options).map_err(|error| resolver.failed(error.into()))?;
     // A layout is no network.
     let documents = if options.offline && matches!(reference.transport(), Transport::Registry(_)) {
-        resolver.from_cache()
+        resolver.kept()
     } else {
         runtime.block_on(source::before_mount(&*source, resolver.documents(&*source)))
     };
@@ -136,9 +136,9 @@ type Documents = (Verified<Bytes>, Verified<Bytes>, PinnedBy);
 
 /// A [`ResolveError`] that does not know its reference yet.
 enum Failure {
-    Source(SourceError),
-    Content { what: &'static str, mismatch: Mismatch },
-    Kit { manifest: Digest, error: KitError },
+    Source(Box<SourceError>),
+    Content { what: &'static str, mismatch: Box<Mismatch> },
+    Kit { manifest: Digest, error: Box<KitError> },
     Store(StoreError),
     NeverResolved,
     NotCached { what: &'static str, digest: Digest },
@@ -146,7 +146,7 @@ enum Failure {
 
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Self {
-        Self::Source(error)
+        Self::Source(Box::new(error))
     }
 }
 
@@ -185,7 +185,7 @@ impl Resolver<'_> {
             resolved = source.resolve().await?;
             checked = resolved.manifest.verify(&resolved.descriptor);
         }
-        let manifest = checked.map_err(|mismatch| Failure::Content { what: "manifest", mismatch })?;
+        let manifest = checked.map_err(|mismatch| Failure::Content { what: "manifest", mismatch: Box::new(mismatch) })?;
         let pin = match resolved.pin {
             Pin::ByUser => PinnedBy::User,
             Pin::BySource => PinnedBy::Source,
@@ -203,12 +203,12 @@ impl Resolver<'_> {
         if checked.is_err() {
             checked = source.document(descriptor).await?.verify(descriptor);
         }
-        let config = checked.map_err(|mismatch| Failure::Content { what: "config", mismatch })?;
+        let config = checked.map_err(|mismatch| Failure::Content { what: "config", mismatch: Box::new(mismatch) })?;
         self.store.put_document(&config)?;
         Ok(config)
     }
 
-    fn from_cache(&self) -> Result<Documents, Failure> {
+    fn kept(&self) -> Result<Documents, Failure> {
         let (manifest, pin) = match self.reference.digest() {
             Some(digest) => (self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?, PinnedBy::User),
             None => {
@@ -223,7 +223,7 @@ impl Resolver<'_> {
     }
 
     fn config_of(&self, manifest: &Verified<Bytes>) -> Result<Descriptor, Failure> {
-        Kit::config(manifest).map_err(|error| Failure::Kit { manifest: manifest.descriptor().digest, error })
+        Kit::config(manifest).map_err(|error| Failure::Kit { manifest: manifest.descriptor().digest, error: Box::new(error) })
     }
 
     fn failed(&self, failure: Failure) -> ResolveError {
@@ -235,15 +235,15 @@ impl Resolver<'_> {
                 ResolveError::Source { reference, remembered, source }
             }
             Failure::Content { what, mismatch } => ResolveError::Content { reference, what, source: mismatch },
-            Failure::Kit { manifest, error } => self.refused(manifest, error),
+            Failure::Kit { manifest, error } => self.refused(manifest, *error),
             Failure::Store(error) => ResolveError::Store(error),
             Failure::NeverResolved => ResolveError::NeverResolved { reference },
             Failure::NotCached { what, digest } => ResolveError::NotCached { what, digest },
         }
     }
 
-    fn refused(&self, manifest: Digest, source: KitError) -> ResolveError {
-        ResolveError::Kit { reference: self.reference.with_digest(manifest), source }
+    fn refused(&self, manifest: Digest, error: KitError) -> ResolveError {
+        ResolveError::Kit { reference: self.reference.with_digest(manifest), source: Box::new(error) }
     }
 }
 

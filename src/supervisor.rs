@@ -130,7 +130,8 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
-        let mounted = session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
+        let mounted =
+            session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
         let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
         let now = Instant::now();
         let supervisor = Self {
@@ -165,6 +166,7 @@ impl<'a> Supervisor<'a> {
     fn serve(&mut self, ready: &mut Option<Ready>) -> Result<(), SupervisorError> {
         let begun = Instant::now();
         loop {
+            // Before the next worker is started: one that finds no mount ends at once, and then there would be the next.
             if self.is_gone() {
                 tracing::info!(mountpoint = %self.plan.mountpoint.display(), "unmounted");
                 return Ok(());
@@ -506,7 +508,9 @@ fn take_requests(dir: &MountDir, wake: &Arc<OwnedFd>) -> io::Result<Receiver<(Re
         if sender.send((request, reply)).is_err() || rustix::io::write(&*wake, &1u64.to_ne_bytes()).is_err() {
             return Response::Failed { message: "the supervisor is ending".into() };
         }
-        answer.recv_timeout(UMOUNT_PATIENCE).unwrap_or_else(|_| Response::Failed { message: "the supervisor did not answer in time".into() })
+        answer
+            .recv_timeout(UMOUNT_PATIENCE)
+            .unwrap_or_else(|_| Response::Failed { message: "the supervisor did not answer in time".into() })
     })?;
     Ok(requests)
 }

@@ -165,9 +165,11 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
         ResolveError::Content { .. } => {
             vec!["somebody or something between here and the registry changes what is sent; nothing of it was used".into()]
         }
-        ResolveError::Kit { source: KitError::NotYet(_), .. } => vec!["`kit unpack` can unpack it".into()],
-        ResolveError::Kit { source: KitError::NotAKit { .. }, .. } => vec!["kitfs mounts what `kit pack` packs".into()],
-        ResolveError::Kit { .. } => Vec::new(),
+        ResolveError::Kit { source, .. } => match **source {
+            KitError::NotYet(_) => vec!["`kit unpack` can unpack it".into()],
+            KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
+            _ => Vec::new(),
+        },
         ResolveError::Store(error) => hints_of_store(error),
         ResolveError::NeverResolved { .. } => vec!["run it once without `--offline`, or name the kit by its digest".into()],
         ResolveError::NotCached { .. } => vec!["fetch the kit once with `kitfs pull`".into()],
@@ -213,7 +215,7 @@ mod tests {
     use super::*;
 
     fn resolve(source: SourceError) -> CliError {
-        ResolveError::Source { reference: "reg.example/a:v1".into(), remembered: true, source }.into()
+        ResolveError::Source { reference: "reg.example/a:v1".into(), remembered: true, source: Box::new(source) }.into()
     }
 
     fn unavailable(cause: &str) -> SourceError {
