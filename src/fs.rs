@@ -203,7 +203,9 @@ impl Fs {
     pub fn attributes(&self, id: NodeId) -> Result<Answer<Attributes>, Errno> {
         let node = self.node(id)?;
         match self.tree.attributes(node) {
-            Ok(Known::Is(attributes)) if self.tree.id(node, attributes.kind, 0).incarnation() == 0 && id.incarnation() > 0 => Err(Errno::STALE),
+            Ok(Known::Is(attributes)) if self.tree.id(node, attributes.kind, 0).incarnation() == 0 && id.incarnation() > 0 => {
+                Err(Errno::STALE)
+            }
             Ok(Known::Is(attributes)) if attributes.kind == Kind::File && id.incarnation() == 0 => Err(Errno::STALE),
             Ok(Known::Is(attributes)) => Ok(Answer::Now(attributes)),
             Ok(Known::Absent) => Err(Errno::STALE),
@@ -213,12 +215,7 @@ impl Fs {
     }
 
     /// READDIR: calls `each` for the names from `position` on.
-    pub fn list(
-        &self,
-        folder: Node,
-        position: u64,
-        each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>,
-    ) -> Result<Answer<()>, Errno> {
+    pub fn list(&self, folder: Node, position: u64, each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>) -> Result<Answer<()>, Errno> {
         match self.tree.list(folder, position, each) {
             Ok(Known::Unknown(group)) => Ok(Answer::Wait(Need::Names(group))),
             Ok(_) => Ok(Answer::Now(())),

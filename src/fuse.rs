@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use rustix::io::Errno;
 
@@ -27,7 +27,9 @@ use crate::page::{Page, Release};
 use crate::store::Held;
 use crate::tree::{Attributes, Child, Lookup, Node};
 use crate::wait::{Call, Caller, Need, Waiters};
-use crate::wire::{Attr, DIRENT_SIZE, Device, ENTRY_SIZE, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FOREVER, Listing};
+use crate::wire::{
+    Attr, DIRENT_SIZE, Device, ENTRY_SIZE, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FOREVER, Listing,
+};
 
 /// What answers a mount's requests.
 #[derive(Debug, Clone)]
@@ -86,7 +88,11 @@ impl Shared {
                 true
             }
             Ok(Outcome::Waits(_)) if asker.attempt >= REQUEST_ATTEMPTS_MAX => {
-                tracing::error!(unique = asker.unique, attempts = asker.attempt, "what a request waited for was gone again each time it came");
+                tracing::error!(
+                    unique = asker.unique,
+                    attempts = asker.attempt,
+                    "what a request waited for was gone again each time it came"
+                );
                 self.device.error(asker.unique, Errno::IO);
                 true
             }
@@ -298,7 +304,8 @@ impl Shared {
 
     fn xattrs(&self, id: u64) -> Result<Vec<(&'static str, String)>, Errno> {
         let node = self.fs.node(NodeId::from_wire(id))?;
-        let mut xattrs = vec![("user.kitfs.reference", self.fs.reference().to_owned()), ("user.kitfs.digest", self.fs.digest().to_string())];
+        let mut xattrs =
+            vec![("user.kitfs.reference", self.fs.reference().to_owned()), ("user.kitfs.digest", self.fs.digest().to_string())];
         let layer = self.fs.tree().layer_of(node).and_then(|slot| self.fs.specs().nth(usize::from(slot) - 1));
         if let Some(spec) = layer {
             xattrs.push(("user.kitfs.layer", spec.descriptor.digest.to_string()));

@@ -1,4 +1,5 @@
 //! kitfs
+
 pub mod archive;
 pub mod cli;
 pub mod control;

@@ -383,9 +383,7 @@ impl Tree {
     /// What stands at a node.
     pub fn attributes(&self, node: Node) -> Result<Known<Attributes>, TreeError> {
         match node {
-            Node::Kitfile => {
-                Ok(Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size: self.kitfile_size, mtime: 0 }))
-            }
+            Node::Kitfile => Ok(Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size: self.kitfile_size, mtime: 0 })),
             Node::Entry { slot, entry } => {
                 let group = self.group_of(slot);
                 let Some(index) = self.index(slot) else { return Ok(Known::Unknown(group)) };
@@ -540,9 +538,7 @@ impl Tree {
             return Ok(if certain { Known::Is(folder) } else { Known::Unknown(group) });
         };
         match self.first_entry(group, indexed, rank) {
-            Some((slot, entry)) if rank != 0 => {
-                Ok(Known::Is(self.shown(slot, &indexed.indexes[self.member(slot)], entry)?))
-            }
+            Some((slot, entry)) if rank != 0 => Ok(Known::Is(self.shown(slot, &indexed.indexes[self.member(slot)], entry)?)),
             _ if rank == 0 || !anchor.children.is_empty() => Ok(Known::Is(folder)),
             _ => Ok(Known::Absent),
         }
@@ -760,11 +756,7 @@ impl Tree {
         let slot = of.slots[member];
         let Place { digest: layer, prefix, .. } = &self.members[usize::from(slot) - 1].1;
         let failed = self.index_error(slot);
-        let not_owned = |path: &RelPath| TreeError::NotOwned {
-            layer: *layer,
-            path: path.to_string(),
-            declared: of.path.to_string(),
-        };
+        let not_owned = |path: &RelPath| TreeError::NotOwned { layer: *layer, path: path.to_string(), declared: of.path.to_string() };
         // Only paths that can leave the group's part are walked: those above its declared path, and its anchors.
         let mut pending = vec![(prefix.clone(), 0u32)];
         while let Some((path, entry)) = pending.pop() {

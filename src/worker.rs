@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
 use crate::descriptor::Descriptor;
+use crate::detach::detach;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::fuse::{Adapter, Shared};
@@ -29,7 +30,6 @@ use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
 use crate::run::{LayerReport, LayerStatus, MountDir, RunDir};
 use crate::store::Store;
-use crate::detach::detach;
 use crate::verify::{Unverified, Verified};
 use crate::wait::{Need, Waiters};
 use crate::wire::Device;
@@ -78,7 +78,13 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
     served
 }
 
-fn serve(inherited: &Inherited, device: OwnedFd, page: OwnedFd, control: &Arc<Control>, plan: &OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+fn serve(
+    inherited: &Inherited,
+    device: OwnedFd,
+    page: OwnedFd,
+    control: &Arc<Control>,
+    plan: &OwnedFd,
+) -> Result<(), Box<dyn std::error::Error>> {
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
     let (manifest, config) = checked(&plan)?;
@@ -167,8 +173,12 @@ fn adopt(control: &Control, fs: &Fs, page: &Page) -> io::Result<FromSupervisor> 
     loop {
         match control.receive::<FromSupervisor>()? {
             None => return Err(io::Error::other("the supervisor is gone")),
-            Some(Received { message: FromSupervisor::Adopt { slot }, held: Some(held) }) => fs.adopt(slot, held, u64::from(page.handles(slot))),
-            Some(Received { message: FromSupervisor::Adopt { slot }, held: None }) => tracing::error!(slot, "an open layer came without its descriptors"),
+            Some(Received { message: FromSupervisor::Adopt { slot }, held: Some(held) }) => {
+                fs.adopt(slot, held, u64::from(page.handles(slot)))
+            }
+            Some(Received { message: FromSupervisor::Adopt { slot }, held: None }) => {
+                tracing::error!(slot, "an open layer came without its descriptors")
+            }
             Some(Received { message, .. }) => return Ok(message),
         }
     }
@@ -223,7 +233,9 @@ fn session(adapter: Adapter, agreed: &Agreed, device: OwnedFd) -> io::Result<Ses
     let (kernels_end, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let mut init = [0; LENGTH as usize];
     let all = u32::MAX; // what the kernel has was asked before; fuser only notes which of it is used
-    for (offset, word) in [(0, LENGTH), (4, FUSE_INIT), (8, 2), (40, 7), (44, agreed.minor), (48, agreed.max_readahead), (52, all), (56, all)] {
+    for (offset, word) in
+        [(0, LENGTH), (4, FUSE_INIT), (8, 2), (40, 7), (44, agreed.minor), (48, agreed.max_readahead), (52, all), (56, all)]
+    {
         init[offset..offset + 4].copy_from_slice(&word.to_ne_bytes());
     }
     rustix::io::write(&kernels_end, &init)?;

@@ -125,7 +125,8 @@ impl Worker {
             None => Death::Exit(status.code().unwrap_or(-1)),
             Some(signal) => {
                 // A count that cannot be read does not count.
-                let out_of_memory = signal == libc::SIGKILL && matches!((self.oom_kills, oom_kills()), (Some(before), Some(now)) if now > before);
+                let out_of_memory =
+                    signal == libc::SIGKILL && matches!((self.oom_kills, oom_kills()), (Some(before), Some(now)) if now > before);
                 Death::Signal(signal, out_of_memory)
             }
         })
