@@ -24,6 +24,7 @@ use crate::index::Kind;
 use crate::limits::{LISTING_BYTES, LISTING_BYTES_MIN, REQUEST_ATTEMPTS_MAX};
 use crate::node::NodeId;
 use crate::page::{Page, Release};
+use crate::rehearsal;
 use crate::store::Held;
 use crate::tree::{Attributes, Child, Lookup, Node};
 use crate::wait::{Call, Caller, Need, Waiters};
@@ -204,6 +205,10 @@ impl Shared {
                 Answer::Now(_) => Err(Errno::ISDIR),
             };
         }
+        rehearsal::opening(|| {
+            let path = self.fs.node(id).ok().and_then(|node| self.fs.tree().path(node).ok());
+            path.map(|path| path.name().to_vec()).unwrap_or_default()
+        });
         let opened = match self.fs.open(id, &mut |slot, held| self.hand_up(slot, &held))? {
             Answer::Wait(need) => return Ok(Outcome::Waits(need)),
             Answer::Now(opened) => opened,

@@ -33,6 +33,7 @@ pub mod path;
 pub mod plan;
 pub mod preflight;
 pub mod registry;
+pub(crate) mod rehearsal;
 pub mod resolve;
 pub mod run;
 pub mod source;

@@ -133,6 +133,8 @@ pub const READ_AHEAD_KIB: u32 = 1024;
 
 /// Threads that take requests from the kernel, at least: one that reads from a slow disk must not stand before a `stat`.
 pub const LOOP_THREADS_MIN: usize = 4;
+/// How often a worker looks for layers that nobody uses, and for progress to write down.
+pub const HOUSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Threads that take requests from the kernel, at most: beyond it they only contend for the device.
 pub const LOOP_THREADS_MAX: usize = 8;
 

@@ -3,6 +3,8 @@
 //! It gets a session without a mount in it: fuser reads a pretended INIT from a socket pair, then the real device takes the place of the pair's end. So
 //! no return, panic or drop of the session can unmount anything.
 
+mod house;
+
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -10,12 +12,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{Config, InitFlags, Session, SessionACL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use self::house::House;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
 use crate::descriptor::Descriptor;
 use crate::detach::detach;
@@ -28,7 +30,7 @@ use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PR
 use crate::oci::{Manifest, Reference};
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
-use crate::run::{LayerReport, LayerStatus, MountDir, RunDir};
+use crate::run::RunDir;
 use crate::store::Store;
 use crate::verify::{Unverified, Verified};
 use crate::wait::{Need, Waiters};
@@ -105,9 +107,16 @@ fn serve(
         let fetched = Box::new(move |need| filesystem.get().map_or(0, |fs: &Arc<Fs>| fs.fetched_bytes(need)));
         Waiters::new(fetched, Box::new(move |parked| page.watched(parked)))
     };
+    let house: Arc<OnceLock<House>> = Arc::default();
     let ended = {
-        let waiters = Arc::clone(&waiters);
-        Box::new(move |need: Need, outcome| waiters.release(need, outcome))
+        let (waiters, house) = (Arc::clone(&waiters), Arc::clone(&house));
+        Box::new(move |need: Need, outcome: Result<(), _>| {
+            // Whoever is told of a failure can find its reason in `kitfs status`.
+            if let (Err(_), Some(house)) = (outcome, house.get()) {
+                house.report();
+            }
+            waiters.release(need, outcome);
+        })
     };
     let agree = {
         let page = page.clone();
@@ -138,12 +147,14 @@ fn serve(
     });
 
     let session = session(Adapter::new(shared), &page.agreed(), device)?;
-    let dir = RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id));
-    match dir {
-        Ok(dir) => spawn("house", {
-            let (fs, kit, control) = (Arc::clone(&fs), kit.clone(), Arc::clone(control));
-            move || keep_house(&fs, &kit, &control, &dir)
-        })?,
+    match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
+        Ok(dir) => {
+            house.set(House::new(&fs, kit.clone(), dir)).map_err(|_| "the house is made once")?;
+            spawn("house", {
+                let (house, control) = (Arc::clone(&house), Arc::clone(control));
+                move || house.get().map_or((), |house| house.keep(&control))
+            })?;
+        }
         Err(error) => tracing::warn!(%error, "no run directory: `kitfs status` will not see layers"),
     }
     spawn("control", {
@@ -289,58 +300,6 @@ fn obey(control: &Control, waiters: &Waiters, mountpoint: &std::path::Path, moun
             }
         }
     }
-}
-
-/// Once a second: lets go of idle layers, and writes down how layers stand where that changed.
-fn keep_house(fs: &Fs, kit: &Kit, control: &Control, dir: &MountDir) {
-    let mut written = Vec::new();
-    loop {
-        fs.let_go_of_idle(&mut |slot| {
-            let _supervisor_is_gone = control.send(&FromWorker::LetGo { slot }, None);
-        });
-        let reports = reports(fs, kit);
-        if reports != written {
-            match dir.write_layers(&reports) {
-                Ok(()) => written = reports,
-                Err(error) => tracing::warn!(%error, "state of the layers"),
-            }
-        }
-        thread::sleep(Duration::from_secs(1));
-    }
-}
-
-fn reports(fs: &Fs, kit: &Kit) -> Vec<LayerReport> {
-    let report = |(slot, layer): (u16, &crate::kit::KitLayer)| {
-        let descriptor = &layer.spec.descriptor;
-        let (state, failed) = match fs.standing(slot) {
-            LayerStanding::Absent => (LayerStatus::Absent, None),
-            LayerStanding::Waiting => (LayerStatus::Waiting, None),
-            LayerStanding::Fetching => (LayerStatus::Fetching, None),
-            LayerStanding::Cached => (LayerStatus::Cached, None),
-            LayerStanding::Failed(failed) => (LayerStatus::Failed, Some(failed)),
-        };
-        let fetched = match state {
-            LayerStatus::Cached => descriptor.size,
-            LayerStatus::Fetching => fs.fetched_bytes(Need::Content(slot)),
-            _ => 0,
-        };
-        LayerReport {
-            digest: descriptor.digest,
-            media_type: descriptor.media_type.clone(),
-            path: if layer.path.is_root() { ".".into() } else { layer.path.to_string() },
-            size: descriptor.size,
-            state,
-            fetched,
-            error: failed.as_ref().map(|failed| failed.message.clone()),
-            retry_at: failed.as_ref().map(|failed| timestamp(failed.retry_at)),
-        }
-    };
-    (1..).zip(&kit.layers).map(report).collect()
-}
-
-fn timestamp(time: SystemTime) -> String {
-    let second = |timestamp: jiff::Timestamp| timestamp.round(jiff::Unit::Second).unwrap_or(timestamp).to_string();
-    jiff::Timestamp::try_from(time).map(second).unwrap_or_default()
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {

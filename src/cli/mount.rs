@@ -9,9 +9,9 @@ use super::fetch::{self, Until};
 use super::report::Exit;
 use super::{Session, reference, umount};
 use crate::daemon::{self, Progress, Ready};
-use crate::plan::{Lacking, MountPlan};
+use crate::plan::MountPlan;
 use crate::preflight::Preflight;
-use crate::run;
+use crate::{rehearsal, run};
 
 pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     reference(&arguments.reference)?;
@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         access: session.options.clone(),
         manifest: pinned.manifest.to_vec(),
         config: pinned.config.to_vec(),
-        lacking: Lacking::default(),
+        lacking: rehearsal::lacking(),
     };
     // What the supervisor still waits for is here already, so there is no more to show.
     daemon::start(&plan, arguments.foreground, &mut |_| {})?;

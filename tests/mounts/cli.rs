@@ -456,7 +456,7 @@ fn an_ordinary_user_mounts_by_fusermount() {
     let user = |words: &[&OsStr]| {
         let mut command = Command::new("setpriv");
         host.environment(&mut command).env("KITFS_CACHE_DIR", &own);
-        command.args(["--reuid=23456", "--regid=23456", "--clear-groups", "--"]).args(words);
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).args(words);
         run(&mut command, LIMIT)
     };
     let program = binary();
