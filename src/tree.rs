@@ -63,12 +63,10 @@ pub enum TreeError {
         path: String,
     },
     /// Two layers bring the same name, and one of the two is a file.
-    #[error("layers {first} and {second} both bring `{path}`")]
+    #[error("layers {} and {} both bring `{path}`", layers[0], layers[1])]
     Collision {
-        /// The layer that comes first in the manifest.
-        first: Digest,
-        /// The other.
-        second: Digest,
+        /// The layers, in manifest order.
+        layers: Box<[Digest; 2]>,
         /// The path in the mount.
         path: String,
     },
@@ -807,7 +805,8 @@ impl Tree {
             let kind = |slot, index: &Index, entry| index.entry(entry).map(|entry| entry.kind).map_err(self.index_error(slot));
             if kind(first_slot, one, a)? != Kind::Folder || kind(second_slot, other, b)? != Kind::Folder {
                 let digest = |slot: u16| self.members[usize::from(slot) - 1].1.digest;
-                return Err(TreeError::Collision { first: digest(first_slot), second: digest(second_slot), path: path.to_string() });
+                let layers = Box::new([digest(first_slot), digest(second_slot)]);
+                return Err(TreeError::Collision { layers, path: path.to_string() });
             }
             for child in one.children(a).map_err(self.index_error(first_slot))? {
                 let name = one.name(child).map_err(self.index_error(first_slot))?;

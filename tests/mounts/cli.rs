@@ -450,7 +450,7 @@ fn an_ordinary_user_mounts_by_fusermount() {
     fs::set_permissions(host.path(""), fs::Permissions::from_mode(0o755)).expect("ours");
     let point = host.folder("mnt");
     for path in [host.path("home"), host.path("run"), host.path("tmp"), point.clone()] {
-        chown(path, Some(23_456), Some(23_456)).expect("root may");
+        chown(path, Some(65_534), Some(65_534)).expect("root may");
     }
     let own = host.path("home/cache");
     let user = |words: &[&OsStr]| {
