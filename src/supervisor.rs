@@ -165,11 +165,12 @@ impl<'a> Supervisor<'a> {
     fn serve(&mut self, ready: &mut Option<Ready>) -> Result<(), SupervisorError> {
         let begun = Instant::now();
         loop {
-            self.start_worker_if_due();
+            // Before a worker is started: it would find nothing to serve, end, and make room for the next one for ever.
             if self.is_gone() {
                 tracing::info!(mountpoint = %self.plan.mountpoint.display(), "unmounted");
                 return Ok(());
             }
+            self.start_worker_if_due();
             if ready.is_some() && (self.unready >= STARTS_BEFORE_READY_MAX || begun.elapsed() >= START_LIMIT) {
                 let message = self.failure.take().unwrap_or_else(|| match self.unready {
                     0 => format!("its worker does not come to serve within {} s", START_LIMIT.as_secs()),
@@ -265,6 +266,7 @@ impl<'a> Supervisor<'a> {
                 Ok(Some(Some(Received { message, held }))) => match (message, held) {
                     (FromWorker::Ready, _) => {
                         worker.ready = true;
+                        worker.stopped |= worker.began_stopping;
                         self.unready = 0;
                         self.failure = None;
                         self.write_state();
@@ -323,7 +325,10 @@ impl<'a> Supervisor<'a> {
         self.start_at = Instant::now();
         if !worker.ready {
             self.unready += 1;
-            self.start_at += delay(self.unready);
+            // One that lets nobody wait has less to do, so that it is worth a try without a pause; but only one.
+            if !self.stopping || worker.began_stopping {
+                self.start_at += delay(self.unready);
+            }
         } else if cautious {
             self.start_at += delay((self.own_deaths.len() + 1).saturating_sub(OWN_DEATHS_MAX) as u32);
         }
