@@ -130,8 +130,7 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
-        let mounted =
-            session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
+        let mounted = session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
         let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
         let now = Instant::now();
         let supervisor = Self {
@@ -166,7 +165,7 @@ impl<'a> Supervisor<'a> {
     fn serve(&mut self, ready: &mut Option<Ready>) -> Result<(), SupervisorError> {
         let begun = Instant::now();
         loop {
-            // Before the next worker is started: one that finds no mount ends at once, and then there would be the next.
+            // Before a worker is started: it would find nothing to serve, end, and make room for the next one for ever.
             if self.is_gone() {
                 tracing::info!(mountpoint = %self.plan.mountpoint.display(), "unmounted");
                 return Ok(());
@@ -267,6 +266,7 @@ impl<'a> Supervisor<'a> {
                 Ok(Some(Some(Received { message, held }))) => match (message, held) {
                     (FromWorker::Ready, _) => {
                         worker.ready = true;
+                        worker.stopped |= worker.began_stopping;
                         self.unready = 0;
                         self.failure = None;
                         self.write_state();
@@ -325,7 +325,10 @@ impl<'a> Supervisor<'a> {
         self.start_at = Instant::now();
         if !worker.ready {
             self.unready += 1;
-            self.start_at += delay(self.unready);
+            // One that lets nobody wait has less to do, so that it is worth a try without a pause; but only one.
+            if !self.stopping || worker.began_stopping {
+                self.start_at += delay(self.unready);
+            }
         } else if cautious {
             self.start_at += delay((self.own_deaths.len() + 1).saturating_sub(OWN_DEATHS_MAX) as u32);
         }
@@ -508,9 +511,7 @@ fn take_requests(dir: &MountDir, wake: &Arc<OwnedFd>) -> io::Result<Receiver<(Re
         if sender.send((request, reply)).is_err() || rustix::io::write(&*wake, &1u64.to_ne_bytes()).is_err() {
             return Response::Failed { message: "the supervisor is ending".into() };
         }
-        answer
-            .recv_timeout(UMOUNT_PATIENCE)
-            .unwrap_or_else(|_| Response::Failed { message: "the supervisor did not answer in time".into() })
+        answer.recv_timeout(UMOUNT_PATIENCE).unwrap_or_else(|_| Response::Failed { message: "the supervisor did not answer in time".into() })
     })?;
     Ok(requests)
 }

@@ -24,6 +24,8 @@ pub(super) struct Worker {
     pub(super) ready: bool,
     /// It answered every request that waited, and lets none wait.
     pub(super) stopped: bool,
+    /// It was told from the beginning to let nobody wait.
+    pub(super) began_stopping: bool,
     pub(super) killed: Option<Instant>,
     /// It has closed its end of the conversation.
     pub(super) mute: bool,
@@ -84,7 +86,7 @@ impl Worker {
             });
         }
         let child = command.spawn()?;
-        let mut worker = Self { child, control: ours, ready: false, stopped: false, killed: None, mute: false, oom_kills: oom_kills() };
+        let mut worker = Self { child, control: ours, ready: false, stopped: false, began_stopping: stopping, killed: None, mute: false, oom_kills: oom_kills() };
         if let Err(error) = worker.begin(held, cautious, stopping) {
             // It counts as one that died before it served.
             tracing::error!(%error, pid = worker.pid(), "cannot tell the worker what to begin with");
