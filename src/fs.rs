@@ -23,7 +23,7 @@ use crate::kit::{Kit, LayerKind};
 use crate::layer::LayerSpec;
 use crate::limits::HANDLE_GRACE;
 use crate::node::NodeId;
-use crate::store::{Content, Held, Recall, Store, StoreError, VerifiedLayer};
+use crate::store::{Content, Held, LayerState, Recall, Store, StoreError, VerifiedLayer};
 use crate::tree::{Attributes, Child, Group, Known, Lookup, Node, Place, Tree, TreeError};
 use crate::wait::Need;
 
@@ -370,10 +370,11 @@ impl Fs {
             Standing::Queued => LayerStanding::Waiting,
             Standing::Running => LayerStanding::Fetching,
             Standing::Failed(failed) => LayerStanding::Failed(failed),
-            Standing::Idle => {
-                let here = self.open_layer(slot).layer.is_some() || !matches!(self.store.recall(self.spec(slot)), Ok(Recall::Absent));
-                if here { LayerStanding::Cached } else { LayerStanding::Absent }
-            }
+            Standing::Idle => match self.store.state(&self.spec(slot).descriptor.digest) {
+                LayerState::Cached => LayerStanding::Cached,
+                LayerState::Fetching => LayerStanding::Fetching,
+                LayerState::Absent => LayerStanding::Absent,
+            },
         }
     }
 

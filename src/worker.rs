@@ -16,6 +16,7 @@ use std::thread;
 use bytes::Bytes;
 use fuser::{Config, InitFlags, Session, SessionACL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use self::house::House;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
@@ -27,6 +28,7 @@ use crate::fuse::{Adapter, Shared};
 use crate::kit::{Kit, LayerKind};
 use crate::layer::Archive;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
+use crate::log::Destination;
 use crate::oci::{Manifest, Reference};
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
@@ -51,11 +53,21 @@ pub struct Inherited {
     /// The sealed plan.
     #[arg(long)]
     plan_fd: RawFd,
+    /// Where it logs to; without it, to stderr.
+    #[arg(long)]
+    log: Option<PathBuf>,
     /// The mount's id, for detaching it if the supervisor is lost.
     #[arg(long)]
     mount_id: u64,
     /// Where it is mounted.
     mountpoint: PathBuf,
+}
+
+impl Inherited {
+    /// Where the worker logs to.
+    pub fn log(&self) -> Destination {
+        self.log.clone().map_or(Destination::Stderr, Destination::File)
+    }
 }
 
 /// Serves until the kernel has forgotten the mount.
@@ -69,6 +81,7 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
         tracing::error!(%info, "panic");
         std::process::abort();
     }));
+    drop_capabilities();
     // SAFETY: the supervisor left exactly these four open for us, nobody else uses them.
     let [device, page, control, plan] =
         [inherited.device_fd, inherited.page_fd, inherited.control_fd, inherited.plan_fd].map(|fd| unsafe { own(fd) });
@@ -299,6 +312,19 @@ fn obey(control: &Control, waiters: &Waiters, mountpoint: &std::path::Path, moun
                 return;
             }
         }
+    }
+}
+
+/// Keeps of root's powers what a worker needs: to register backing files and to detach (SYS_ADMIN), to read certificates and logins of whoever mounted
+/// (DAC_READ_SEARCH), and to see whether callers were signalled where `/proc` hides them (SYS_PTRACE). Before there is a second thread, since each has its own.
+fn drop_capabilities() {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_PTRACE;
+    let kept = capabilities(None).and_then(|sets| {
+        let kept = sets.permitted & needed;
+        set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
+    });
+    if let Err(error) = kept {
+        tracing::warn!(%error, "capabilities stay as they are");
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{log, supervisor, worker};
 pub(super) fn supervisor(arguments: &SupervisorArgs) -> Result<Exit, CliError> {
     let inherited = daemon::inherit(arguments).map_err(CliError::Inherit)?;
     log::init(&inherited.log).map_err(CliError::Inherit)?;
-    match supervisor::run(&inherited.plan, &inherited.mount, inherited.alive, inherited.ready) {
+    match supervisor::run(&inherited.plan, &inherited.mount, &inherited.log, inherited.alive, inherited.ready) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => {
             // Whoever waited for the mount was told, and says it to the user.
@@ -21,7 +21,7 @@ pub(super) fn supervisor(arguments: &SupervisorArgs) -> Result<Exit, CliError> {
 
 /// Is a worker until it dies or its mount is gone.
 pub(super) fn worker(arguments: &worker::Inherited) -> Result<Exit, CliError> {
-    log::init(&log::Destination::Stderr).map_err(CliError::Inherit)?;
+    log::init(&arguments.log()).map_err(CliError::Inherit)?;
     match worker::run(arguments) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => {
