@@ -14,6 +14,7 @@ use super::dir::Dir;
 use super::error::{StoreError, disk};
 use super::locks::try_lock;
 use crate::digest::Digest;
+use crate::failure::chain;
 use crate::index::IndexBuilder;
 use crate::limits;
 
@@ -142,7 +143,7 @@ impl Drop for WorkDir<'_> {
         if !self.keep
             && let Err(error) = self.parent.remove_tree(&self.name)
         {
-            tracing::warn!(error = error.chain(), "what is left of an ingest could not be removed");
+            tracing::warn!(error = chain(&error), "what is left of an ingest could not be removed");
         }
     }
 }

@@ -54,8 +54,7 @@ impl Worker {
         mounted: &Mounted,
         page: &Page,
         held: &BTreeMap<u16, Held>,
-        cautious: bool,
-        stopping: bool,
+        begin: &FromSupervisor,
     ) -> io::Result<Self> {
         let (ours, theirs) = Control::pair()?;
         let device = mounted.device_for_worker()?;
@@ -113,7 +112,7 @@ impl Worker {
         for (&slot, held) in held {
             self.control.send(&FromSupervisor::Adopt { slot }, Some(held))?;
         }
-        self.control.send(&FromSupervisor::Begin { cautious, stopping }, None)
+        self.control.send(begin, None)
     }
 
     pub(super) fn pid(&self) -> u32 {
