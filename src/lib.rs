@@ -1,12 +1,47 @@
 //! kitfs
+
+pub mod archive;
+pub mod cli;
+pub mod control;
 pub mod credentials;
+pub mod daemon;
 pub mod descriptor;
+pub mod detach;
 pub mod digest;
+pub mod failure;
+pub mod fetch;
+#[cfg(test)]
+mod fixtures;
+pub mod fs;
+pub(crate) mod fuse;
+pub mod holders;
+pub mod index;
+pub mod inflate;
+pub mod interrupt;
 mod json;
+pub mod kit;
+mod kitfile;
 pub mod layer;
 pub mod layout;
 pub mod limits;
+pub mod log;
+pub mod mountinfo;
+pub mod node;
 pub mod oci;
+pub mod page;
+pub mod path;
+pub mod plan;
+pub mod preflight;
 pub mod registry;
+pub(crate) mod rehearsal;
+pub mod resolve;
+pub mod run;
 pub mod source;
+pub mod store;
+pub mod supervisor;
+pub mod tree;
+pub mod umount;
 pub mod verify;
+pub mod wait;
+pub(crate) mod wire;
+pub mod worker;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `kitfs` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kitfs::cli::run()
+}

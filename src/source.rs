@@ -3,6 +3,7 @@
 //! The one trait of kitfs: implemented by [`crate::registry`], by [`crate::layout`] and by the tests' fault injector. Whatever comes
 //! out of it is [`Unverified`].
 
+mod offline;
 mod open;
 
 use std::error::Error;

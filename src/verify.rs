@@ -42,12 +42,16 @@
 //! assert_eq!(&*text, b"{}");
 //! ```
 
+use std::io;
 use std::ops::Deref;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
 use crate::descriptor::Descriptor;
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::limits;
 
 /// Something from outside that nobody has checked yet. It can be checked or dropped, not read.
 #[derive(Clone)]
@@ -98,6 +102,7 @@ impl<T> Unverified<T> {
     }
 }
 
+#[expect(clippy::result_large_err, reason = "a mismatch ends the work on a blob, and names two digests")]
 impl Unverified<Bytes> {
     /// How many bytes there are; their number says nothing about them.
     pub fn len(&self) -> usize {
@@ -109,11 +114,16 @@ impl Unverified<Bytes> {
         self.0.is_empty()
     }
 
+    /// Takes the first `at` bytes off (all, if there are fewer), as little checked as the rest.
+    pub fn split_to(&mut self, at: usize) -> Self {
+        Self(self.0.split_to(at.min(self.0.len())))
+    }
+
     /// Makes the three checks against `descriptor`.
     pub fn verify(self, descriptor: &Descriptor) -> Result<Verified<Bytes>, Mismatch> {
         let mut check = Check::new(descriptor);
         let bytes = check.admit(self)?;
-        check.finish()?;
+        let Matched(()) = check.finish()?;
         Ok(Verified { bytes, descriptor: descriptor.clone() })
     }
 
@@ -150,14 +160,33 @@ impl<T: AsRef<[u8]>> Deref for Verified<T> {
 #[derive(Debug)]
 pub struct Check {
     descriptor: Descriptor,
-    hasher: Hasher,
+    hashing: Hashing,
     seen: u64,
 }
 
+/// Says that a [`Check`] ended well. Only [`Check::finish`] makes one; the store puts nothing into its place without it.
+#[derive(Debug)]
+#[must_use = "it is what may put content into its place"]
+pub struct Matched(());
+
+#[derive(Debug)]
+enum Hashing {
+    Here(Hasher),
+    Beside(HashThread),
+}
+
+#[expect(clippy::result_large_err, reason = "a mismatch ends the work on a blob, and names two digests")]
 impl Check {
     /// A check of nothing yet.
     pub fn new(descriptor: &Descriptor) -> Self {
-        Self { hasher: Hasher::new(descriptor.digest.algorithm()), descriptor: descriptor.clone(), seen: 0 }
+        let hashing = Hashing::Here(Hasher::new(descriptor.digest.algorithm()));
+        Self { hashing, descriptor: descriptor.clone(), seen: 0 }
+    }
+
+    /// A check of nothing yet that hashes on a thread of its own, so that whoever admits can write meanwhile.
+    pub fn beside(descriptor: &Descriptor) -> io::Result<Self> {
+        let hashing = Hashing::Beside(HashThread::start(descriptor.digest.algorithm())?);
+        Ok(Self { hashing, descriptor: descriptor.clone(), seen: 0 })
     }
 
     /// Counts and hashes `chunk` and hands it back to be *stored*, not shown: it is believed only once [`Check::finish`] says so.
@@ -167,7 +196,10 @@ impl Check {
         if self.seen > self.descriptor.size {
             return Err(Mismatch::TooLong { digest: self.descriptor.digest, expected: self.descriptor.size });
         }
-        self.hasher.update(&chunk.0);
+        match &mut self.hashing {
+            Hashing::Here(hasher) => hasher.update(&chunk.0),
+            Hashing::Beside(thread) => thread.update(chunk.0.clone()),
+        }
         Ok(chunk.0)
     }
 
@@ -176,14 +208,55 @@ impl Check {
         self.seen
     }
 
-    /// True if everything that was admitted is exactly what the descriptor says.
-    pub fn finish(self) -> Result<(), Mismatch> {
+    /// Succeeds if everything that was admitted is exactly what the descriptor says.
+    pub fn finish(self) -> Result<Matched, Mismatch> {
         let Descriptor { digest: expected, size, .. } = self.descriptor;
         if self.seen < size {
             return Err(Mismatch::TooShort { digest: expected, expected: size, got: self.seen });
         }
-        let got = self.hasher.finish();
-        if got == expected { Ok(()) } else { Err(Mismatch::Digest { expected, got }) }
+        let got = match self.hashing {
+            Hashing::Here(hasher) => hasher.finish(),
+            Hashing::Beside(thread) => thread.finish(),
+        };
+        if got == expected { Ok(Matched(())) } else { Err(Mismatch::Digest { expected, got }) }
+    }
+}
+
+/// A [`Hasher`] on a thread of its own.
+#[derive(Debug)]
+pub(crate) struct HashThread {
+    queue: Option<SyncSender<Bytes>>,
+    thread: Option<JoinHandle<Digest>>,
+}
+
+impl HashThread {
+    /// Starts the thread.
+    pub(crate) fn start(algorithm: Algorithm) -> io::Result<Self> {
+        let (queue, pieces) = sync_channel::<Bytes>(limits::HASH_QUEUE_PIECES);
+        let thread = std::thread::Builder::new().name("kitfs-hash".into()).spawn(move || {
+            let mut hasher = Hasher::new(algorithm);
+            pieces.iter().for_each(|piece| hasher.update(&piece));
+            hasher.finish()
+        })?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Adds `bytes`; waits while the queue is full.
+    pub(crate) fn update(&mut self, bytes: Bytes) {
+        // The other end is gone only if the thread panicked, which `finish` passes on.
+        if let Some(queue) = &self.queue {
+            let _ = queue.send(bytes);
+        }
+    }
+
+    /// The digest of everything that was added.
+    pub(crate) fn finish(mut self) -> Digest {
+        self.queue = None;
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(digest)) => digest,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => unreachable!("only `finish` takes the thread, and it takes the hasher itself"),
+        }
     }
 }
 
@@ -213,6 +286,24 @@ mod tests {
         let mut check = Check::new(&descriptor(Algorithm::Sha256, b"ab"));
         assert!(check.admit(Unverified::new(Bytes::from_static(b"ab"))).is_ok());
         assert!(matches!(check.admit(Unverified::new(Bytes::from_static(b"c"))), Err(Mismatch::TooLong { expected: 2, .. })));
+    }
+
+    #[test]
+    fn hashing_beside_is_the_same_check() {
+        let content = Bytes::from(vec![7; 3 << 20]);
+        let wanted = descriptor(Algorithm::Sha512, &content);
+        for (damage, passes) in [(None, true), (Some(0), false), (Some(content.len() - 1), false)] {
+            let mut sent = content.to_vec();
+            if let Some(at) = damage {
+                sent[at] ^= 1;
+            }
+            let mut rest = Unverified::new(Bytes::from(sent));
+            let mut check = Check::beside(&wanted).expect("a thread");
+            while !rest.is_empty() {
+                check.admit(rest.split_to(100_000)).expect("not too many");
+            }
+            assert_eq!(check.finish().is_ok(), passes);
+        }
     }
 
     #[test]

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::offline::Offline;
 use super::{Source, SourceError};
 use crate::layout::Layout;
 use crate::limits;
@@ -11,20 +14,23 @@ use crate::oci::{Reference, Transport};
 use crate::registry::{Registry, RegistryOptions};
 
 /// What a user may say about how sources are reached.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceOptions {
     /// http instead of https.
     pub plain_http: bool,
     /// A PEM file with certificates to trust beside the system's.
     pub ca_cert: Option<PathBuf>,
+    /// No registry is asked for anything.
+    pub offline: bool,
 }
 
 /// The source that `reference` names. Nothing is asked of it yet; logins come from this process's environment.
 pub fn open(reference: &Reference, options: &SourceOptions) -> Result<Arc<dyn Source>, SourceError> {
     let digest = reference.digest();
     Ok(match reference.transport() {
+        Transport::Registry(name) if options.offline => Arc::new(Offline::new(name)),
         Transport::Registry(name) => {
-            let SourceOptions { plain_http, ca_cert } = options.clone();
+            let SourceOptions { plain_http, ca_cert, .. } = options.clone();
             Arc::new(Registry::new(name, digest, &RegistryOptions { plain_http, ca_cert, ..RegistryOptions::default() })?)
         }
         Transport::Layout(name) => Arc::new(Layout::new(name, digest)?),

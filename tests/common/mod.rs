@@ -1,6 +1,10 @@
 //! What the integration tests share. Each test crate uses a part of it.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::print_stderr)]
 
+pub mod docker_registry;
 pub mod fixtures;
+pub mod kitfs;
 pub mod pack;
+pub mod process;
 pub mod registry;
+pub mod shown;

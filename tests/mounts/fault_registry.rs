@@ -193,3 +193,16 @@ fn it_speaks_tls() {
     let output = output.expect("curl: apt-get install curl");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0123456789", "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn the_real_registry_takes_what_the_packer_made() {
+    use crate::common::docker_registry::DockerRegistry;
+    use crate::common::pack::{Kitfile, Tree};
+    let kit = Kitfile::new("small").docs("README.md").pack(&Tree::new().file("README.md", "hello"));
+    let registry = DockerRegistry::start();
+    let reference = registry.push(&kit, "acme/small", "v1");
+    assert_eq!(reference, format!("{}/acme/small:v1", registry.host()));
+    let (status, head, body) =
+        get(registry.host(), "/v2/acme/small/manifests/v1", "Accept: application/vnd.oci.image.manifest.v1+json\r\n").expect("an answer");
+    assert!(status == 200 && body == kit.manifest && head.contains(&kit.digest()), "{head}");
+}

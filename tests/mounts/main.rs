@@ -2,10 +2,27 @@
 //!
 //! One crate for all of it, one module per theme: linking is what costs time here. A test needs Linux with `/dev/fuse`, root, and what
 //! `scripts/test` installs; without them it fails and says what is missing.
-#![allow(missing_docs, unreachable_pub)]
+//!
+//! Most tests exist twice, in `passthrough` and in `cached`, for the two ways in which a mount serves file contents.
+#![allow(missing_docs, unreachable_pub, clippy::print_stdout)]
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cache_damage;
+mod cli;
+mod containers;
+mod crash;
 mod fault_registry;
+mod fixtures_mount;
+mod kits;
+mod laziness;
+mod offline;
 mod packer;
+mod reading;
+mod real_model;
+mod single_flight;
+mod tamper;
+mod transport;
+mod tree_model;
+mod waits;

@@ -338,7 +338,13 @@ impl Registry {
 
     /// How many bytes of this content were sent.
     pub fn sent(&self, digest: &str) -> u64 {
-        self.shared.state().log.iter().filter(|request| request.is_get_of(digest)).map(|request| request.sent).sum()
+        self.shared
+            .state()
+            .log
+            .iter()
+            .filter(|request| request.is_get_of(digest) && [200, 206].contains(&request.status))
+            .map(|request| request.sent)
+            .sum()
     }
 
     /// Waits until the requests so far are as wanted; panics when that takes too long.

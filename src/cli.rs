@@ -1,0 +1,116 @@
+//! The command line: what the user typed, what it means, and what he is told.
+//!
+//! Each command is a module; what they share is here. Nothing below this module prints.
+
+#![expect(clippy::result_large_err, reason = "a command has one error, and then it ends")]
+
+mod args;
+mod error;
+mod fetch;
+mod inspect;
+mod manual;
+mod mount;
+mod pull;
+mod report;
+mod serve;
+mod status;
+mod umount;
+mod verify;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tokio::runtime::Runtime;
+
+use crate::oci::Reference;
+use crate::resolve::{self, Pinned, PinnedBy};
+use crate::source::SourceOptions;
+use crate::store::Store;
+use args::{Cli, Command, Sources};
+use error::CliError;
+use report::Exit;
+
+/// Does what the command line says.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to clap as well. If nobody reads them there is nobody to tell.
+            _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(error) => report::error(&error).into(),
+    }
+}
+
+fn dispatch(command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Mount(arguments) => mount::run(&arguments),
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Completions(arguments) => print(&manual::completions(arguments.shell)),
+        Command::Man => print(&manual::page().map_err(CliError::Output)?),
+        Command::Supervisor(arguments) => serve::supervisor(&arguments),
+        Command::Worker(arguments) => serve::worker(&arguments),
+    }
+}
+
+/// Writes to stdout. A reader that has gone away is no failure: it has what it wanted.
+fn print(bytes: &[u8]) -> Result<Exit, CliError> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Output(error)),
+        _ => Ok(Exit::Done),
+    }
+}
+
+/// What every command with a reference works with.
+struct Session {
+    store: Store,
+    options: SourceOptions,
+    runtime: Runtime,
+}
+
+impl Session {
+    fn open(sources: &Sources) -> Result<Self, CliError> {
+        let dir = sources.cache_dir().ok_or(CliError::NoCacheDir)?;
+        // A relative folder is the caller's; what stays in the background stands elsewhere.
+        let dir = std::path::absolute(&dir).map_err(|source| CliError::Folder { path: dir, source })?;
+        let ca_cert = sources.ca_cert.clone();
+        let ca_cert = ca_cert.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
+        Ok(Self {
+            store: Store::open(&dir)?,
+            options: SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline },
+            runtime: runtime.map_err(CliError::Runtime)?,
+        })
+    }
+
+    /// Resolves a reference, and says so if the answer is an old one.
+    fn resolve(&self, text: &str) -> Result<Pinned, CliError> {
+        let reference = reference(text)?;
+        let pinned = resolve::kit(&reference, &self.options, &self.store, self.runtime.handle())?;
+        if pinned.pin == PinnedBy::Cache {
+            let digest = pinned.manifest.descriptor().digest;
+            report::note(&format!("offline: {reference} is taken for {digest}, which it meant when it was last resolved"));
+        }
+        for set in &pinned.kit.remote {
+            report::warning(&format!("the dataset at `{}` is not part of the kit: it lives at {}", set.path, set.address));
+        }
+        Ok(pinned)
+    }
+}
+
+/// A reference as it is meant from the current folder.
+fn reference(text: &str) -> Result<Reference, CliError> {
+    let reference: Reference = text.parse().map_err(CliError::Reference)?;
+    let base = std::env::current_dir().map_err(|source| CliError::Folder { path: ".".into(), source })?;
+    Ok(reference.absolute(&base))
+}

@@ -1,0 +1,287 @@
+//! What may be typed: commands, options, and the variables that stand for options.
+//!
+//! A reference is taken as any text here, so that [`super::report`] can say what is wrong with it and give a hint.
+
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::daemon::SupervisorArgs;
+use crate::plan::Prefetch;
+use crate::worker;
+
+/// What stands at the end of every help.
+const AFTER_HELP: &str = "\
+References:
+  HOST/REPOSITORY[:TAG][@DIGEST]  a kit in a registry; HOST has a `.` or a port, or is `localhost`
+  oci:DIR[:NAME][@DIGEST]         a kit in an OCI image layout
+
+Environment:
+  Each long option can be given as KITFS_ and its name: KITFS_CACHE_DIR=DIR, KITFS_PLAIN_HTTP=1.
+  Switches take 1, true, yes, on and 0, false, no, off. An option on the command line wins.
+  NO_COLOR turns colours off; HTTPS_PROXY, HTTP_PROXY and NO_PROXY are followed.
+
+Exit codes:
+  0  done
+  1  failed: network, disk, permission, already mounted
+  2  usage
+  3  refused by policy
+  4  the content is not what its digest says, or not a kit that may be shown
+  5  no such reference, or not allowed to read it";
+
+/// Mounts KitOps ModelKits: lazily fetched, verified, read-only.
+#[derive(Debug, Parser)]
+#[command(name = "kitfs", version, after_help = AFTER_HELP, max_term_width = 120, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Mount a kit; returns when the mount serves
+    Mount(Box<Mount>),
+    /// Unmount
+    Umount(Umount),
+    /// Show mounts, their layers, progress and errors
+    Status(Status),
+    /// Fetch every layer of kits into the cache, and wait until they are safely on disk
+    Pull(Pull),
+    /// Show what a kit is, without fetching any layer
+    Inspect(Inspect),
+    /// Recompute every digest from what is on disk
+    ///
+    /// Ends with 0 if all that is there matches, absent layers are listed. A damaged layer is named with both digests, withdrawn from the
+    /// cache, and makes the exit code 4.
+    Verify(Verify),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Print the manual page
+    Man,
+    /// Own a mount; started by `kitfs mount`
+    #[command(name = "__supervisor", hide = true)]
+    Supervisor(SupervisorArgs),
+    /// Serve a mount; started by its supervisor
+    #[command(name = "__worker", hide = true)]
+    Worker(Box<worker::Inherited>),
+}
+
+/// Where kits come from and where they are kept.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Source and cache")]
+pub(crate) struct Sources {
+    /// Keep layers in DIR [default: /var/cache/kitfs for root, else $XDG_CACHE_HOME/kitfs]
+    #[arg(long, value_name = "DIR", env = "KITFS_CACHE_DIR", hide_env = true)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Speak HTTP to the registry, without TLS
+    #[arg(long, env = "KITFS_PLAIN_HTTP", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) plain_http: bool,
+    /// Trust the certificates in FILE (PEM) beside the system's
+    #[arg(long, value_name = "FILE", env = "KITFS_CA_CERT", hide_env = true)]
+    pub(crate) ca_cert: Option<PathBuf>,
+    /// Ask no registry; a tag means what it meant when it was last resolved
+    #[arg(long, env = "KITFS_OFFLINE", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) offline: bool,
+}
+
+/// Where running mounts are recorded.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Run {
+    /// Record running mounts in DIR [default: /run/kitfs for root, else $XDG_RUNTIME_DIR/kitfs]
+    #[arg(long, value_name = "DIR", env = "KITFS_RUN_DIR", hide_env = true)]
+    pub(crate) run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Mount {
+    /// The kit
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+    /// An empty folder
+    #[arg(value_name = "DIR")]
+    pub(crate) mountpoint: PathBuf,
+    /// What to fetch before anybody asks for it: nothing, small layers and code, or everything
+    #[arg(long, value_enum, value_name = "WHAT", env = "KITFS_PREFETCH", hide_env = true, default_value = "small")]
+    pub(crate) prefetch: Prefetch,
+    /// Let other users in
+    #[arg(long, env = "KITFS_ALLOW_OTHER", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) allow_other: bool,
+    /// With --allow-other: others may rely on a cache that belongs to this ordinary user
+    #[arg(long, env = "KITFS_TRUST_USER_CACHE", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) trust_user_cache: bool,
+    /// Show files as owned by user N [default: the caller]
+    #[arg(long, value_name = "N", env = "KITFS_UID", hide_env = true)]
+    pub(crate) uid: Option<u32>,
+    /// Show files as owned by group N [default: the caller's]
+    #[arg(long, value_name = "N", env = "KITFS_GID", hide_env = true)]
+    pub(crate) gid: Option<u32>,
+    /// Serve every read through kitfs instead of letting the kernel read the cache
+    #[arg(long, env = "KITFS_NO_PASSTHROUGH", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) no_passthrough: bool,
+    /// Stay, log to stderr, and tell systemd when the mount serves
+    #[arg(long, env = "KITFS_FOREGROUND", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) foreground: bool,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Umount {
+    /// Mounts to take down
+    #[arg(value_name = "DIR", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) mountpoints: Vec<PathBuf>,
+    /// Detach at once; files that are open stay readable until they are closed
+    #[arg(long, env = "KITFS_LAZY", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) lazy: bool,
+    /// Take down every mount of kitfs
+    #[arg(long, env = "KITFS_ALL", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Status {
+    /// Only the mount at DIR
+    #[arg(value_name = "DIR")]
+    pub(crate) mountpoint: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Pull {
+    /// The kits
+    #[arg(value_name = "REF", required = true)]
+    pub(crate) references: Vec<String>,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Inspect {
+    /// The kit
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Verify {
+    /// The kit whose layers are verified
+    #[arg(value_name = "REF", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) reference: Option<String>,
+    /// Verify every layer in the cache
+    #[arg(long, env = "KITFS_ALL", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) all: bool,
+    /// Fetch what was damaged or is missing
+    #[arg(long, env = "KITFS_REPAIR", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new(), conflicts_with = "all")]
+    pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+impl Sources {
+    /// The cache directory: the one that was given, or the one of this user. `None` if nothing says where his home is.
+    pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
+        if let Some(dir) = &self.cache_dir {
+            return Some(dir.clone());
+        }
+        if rustix::process::geteuid().is_root() {
+            return Some(PathBuf::from("/var/cache/kitfs"));
+        }
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+        Some(cache.join("kitfs"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_long_option_has_its_variable() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            for argument in command.get_arguments() {
+                let Some(long) = argument.get_long().filter(|long| !["help", "version"].contains(long)) else { continue };
+                let expected = format!("KITFS_{}", long.to_uppercase().replace('-', "_"));
+                assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(expected.as_str()), "{}: --{long}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_fixed_forms_are_taken_and_others_are_not() {
+        for good in [
+            "mount r d",
+            "mount --cache-dir c --prefetch none --plain-http --ca-cert f --offline --allow-other r d",
+            "mount --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
+            "mount r d --prefetch=small",
+            "umount d e",
+            "umount --lazy d",
+            "umount --all",
+            "umount --all --lazy",
+            "status",
+            "status --json d",
+            "pull r s",
+            "pull --cache-dir c --plain-http --ca-cert f --offline r",
+            "inspect --json r",
+            "verify r",
+            "verify --repair r",
+            "verify --all",
+            "completions zsh",
+            "man",
+        ] {
+            assert!(Cli::try_parse_from(["kitfs"].into_iter().chain(good.split(' '))).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "mount",
+            "mount r",
+            "mount r d e",
+            "mount --prefetch some r d",
+            "mount --uid x r d",
+            "mount --uid -1 r d",
+            "umount",
+            "umount --all d",
+            "status d e",
+            "pull",
+            "inspect",
+            "inspect r s",
+            "verify",
+            "verify --all r",
+            "verify --all --repair",
+            "completions klingon",
+            "unmount d",
+        ] {
+            let error = Cli::try_parse_from(["kitfs"].into_iter().chain(bad.split(' ').filter(|word| !word.is_empty()))).expect_err(bad);
+            assert!(error.use_stderr() && error.exit_code() == 2, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Everything that can end a command, with the exit code and the hints that belong to it.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use super::report::Exit;
+use crate::daemon::StartError;
+use crate::failure::ErrorClass;
+use crate::kit::KitError;
+use crate::oci::ReferenceError;
+use crate::preflight::PreflightError;
+use crate::resolve::ResolveError;
+use crate::run::RunError;
+use crate::source::SourceError;
+use crate::store::StoreError;
+use crate::umount::UmountError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The reference is malformed.
+    #[error("not a reference")]
+    Reference(#[source] ReferenceError),
+    /// The reference came to no kit.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The cache failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Layers did not come.
+    #[error("{failed} of {all} layers failed; the first is {name}")]
+    Layers {
+        /// How many failed.
+        failed: usize,
+        /// How many there are.
+        all: usize,
+        /// The first that failed.
+        name: String,
+        /// Why it did.
+        #[source]
+        source: StoreError,
+    },
+    /// Neither an option nor the environment says where the cache is.
+    #[error("there is no cache directory: neither `--cache-dir` nor XDG_CACHE_HOME nor HOME says where")]
+    NoCacheDir,
+    /// A folder that was named cannot be used.
+    #[error("cannot use `{}`", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The operating system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no mount where one was asked for.
+    #[error("{} is no mount of kitfs", path.display())]
+    NoSuchMount {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// It cannot be mounted there, or not by this user.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// The mount does not serve.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A mount was not taken down.
+    #[error(transparent)]
+    Umount(#[from] UmountError),
+    /// The threads for the network cannot be started.
+    #[error("cannot start the threads for the network")]
+    Runtime(#[source] io::Error),
+    /// An internal command was not started by kitfs itself.
+    #[error("this command is only for kitfs itself")]
+    Inherit(#[source] io::Error),
+    /// What was to be printed could not be.
+    #[error("cannot write to stdout")]
+    Output(#[source] io::Error),
+    /// What was to be printed as JSON could not be.
+    #[error("cannot print this as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl CliError {
+    /// How the command ends.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Reference(_) => Exit::Usage,
+            Self::Resolve(error) => exit_of(error.class()),
+            Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
+            Self::Start(error) => exit_of_code(error.exit_code),
+            Self::NoCacheDir
+            | Self::Preflight(_)
+            | Self::Folder { .. }
+            | Self::NoSuchMount { .. }
+            | Self::Run(_)
+            | Self::Umount(_)
+            | Self::Runtime(_)
+            | Self::Inherit(_)
+            | Self::Output(_)
+            | Self::Json(_) => Exit::Failed,
+        }
+    }
+
+    /// What to do next, as far as the error says.
+    pub(crate) fn hints(&self) -> Vec<Cow<'static, str>> {
+        match self {
+            Self::Reference(ReferenceError::NoRegistry(text)) => {
+                vec![format!("name the registry too, as in `registry.example.com/{text}`").into()]
+            }
+            Self::Reference(_) => vec![
+                "a reference is `HOST/REPOSITORY[:TAG][@DIGEST]` with a repository in lower case, or `oci:DIR[:NAME]` for an OCI layout"
+                    .into(),
+            ],
+            Self::Resolve(error) => hints_of_resolve(error),
+            Self::Store(error) | Self::Layers { source: error, .. } => hints_of_store(error),
+            Self::NoCacheDir => vec!["name a folder on a local disk with `--cache-dir`".into()],
+            Self::NoSuchMount { .. } => vec!["`kitfs status` lists the mounts".into()],
+            Self::Preflight(error) => error.hint().into_iter().map(Cow::from).collect(),
+            Self::Start(error) => error.hint.clone().into_iter().map(Cow::from).collect(),
+            Self::Umount(error) => error.hint().into_iter().map(Cow::from).collect(),
+            Self::Run(RunError::ForeignOwner { .. } | RunError::Writable { .. }) => {
+                vec!["name a folder of your own with `--run-dir`".into()]
+            }
+            Self::Folder { .. } | Self::Run(_) | Self::Runtime(_) | Self::Inherit(_) | Self::Output(_) | Self::Json(_) => Vec::new(),
+        }
+    }
+
+    /// What belongs to the error and is no cause of it.
+    pub(crate) fn details(&self) -> Vec<String> {
+        let Self::Umount(UmountError::Busy { holders, mounts, .. }) = self else { return Vec::new() };
+        let holders = holders.iter().map(ToString::to_string);
+        let mounts = mounts.iter().map(|mount| format!("{} is mounted in it", mount.display()));
+        holders.chain(mounts).collect()
+    }
+}
+
+fn exit_of(class: ErrorClass) -> Exit {
+    match class {
+        ErrorClass::Content | ErrorClass::Refused => Exit::Content,
+        ErrorClass::Missing | ErrorClass::Denied => Exit::Missing,
+        ErrorClass::Stalled | ErrorClass::Network | ErrorClass::Disk(_) => Exit::Failed,
+    }
+}
+
+/// What a supervisor says that the command is to end with.
+fn exit_of_code(code: u8) -> Exit {
+    [Exit::Usage, Exit::Content, Exit::Missing].into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failed)
+}
+
+fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
+    match error {
+        ResolveError::Source { remembered, source, .. } => {
+            let mut hints = hints_of_source(source);
+            if *remembered && exit_of(error.class()) == Exit::Failed {
+                hints.push("`--offline` takes what the tag meant when it was last resolved".into());
+            }
+            hints
+        }
+        ResolveError::Content { .. } => {
+            vec!["somebody or something between here and the registry changes what is sent; nothing of it was used".into()]
+        }
+        ResolveError::Kit { source, .. } => match **source {
+            KitError::NotYet(_) => vec!["`kit unpack` can unpack it".into()],
+            KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
+            _ => Vec::new(),
+        },
+        ResolveError::Store(error) => hints_of_store(error),
+        ResolveError::NeverResolved { .. } => vec!["run it once without `--offline`, or name the kit by its digest".into()],
+        ResolveError::NotCached { .. } => vec!["fetch the kit once with `kitfs pull`".into()],
+    }
+}
+
+fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
+    match error {
+        error if error.is_not_tls() => vec!["if the registry speaks HTTP without TLS, give `--plain-http`".into()],
+        error if mentions(error, "certificate") => {
+            vec!["if its certificate is signed by an authority of your own, name that with `--ca-cert FILE`".into()]
+        }
+        SourceError::Denied { .. } => {
+            vec!["log in with `docker login`, `podman login` or `kit login`, or ask for the right to read it".into()]
+        }
+        SourceError::NotFound { .. } => vec!["look whether all parts of the reference are spelled right".into()],
+        _ => Vec::new(),
+    }
+}
+
+fn hints_of_store(error: &StoreError) -> Vec<Cow<'static, str>> {
+    match error {
+        StoreError::Unsuitable { .. } => vec!["name a folder on a local disk with `--cache-dir`".into()],
+        StoreError::Owner { .. } | StoreError::Writable { .. } => vec!["name a folder of your own with `--cache-dir`".into()],
+        StoreError::Source { source, .. } => hints_of_source(source),
+        error => match error.class() {
+            ErrorClass::Disk(libc::ENOSPC | libc::EDQUOT) => vec!["make room, or name a folder on another disk with `--cache-dir`".into()],
+            ErrorClass::Disk(libc::EACCES | libc::EPERM | libc::EROFS) => {
+                vec!["name a folder that you may write to with `--cache-dir`".into()]
+            }
+            _ => Vec::new(),
+        },
+    }
+}
+
+/// Whether the error or one of its causes speaks of `word`. Only ever for a hint: what TLS libraries say has no type here.
+fn mentions(error: &dyn Error, word: &str) -> bool {
+    std::iter::successors(Some(error), |&cause| cause.source()).any(|cause| cause.to_string().contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(source: SourceError) -> CliError {
+        ResolveError::Source { reference: "reg.example/a:v1".into(), remembered: true, source: Box::new(source) }.into()
+    }
+
+    fn unavailable(cause: &str) -> SourceError {
+        let (place, what) = ("reg.example/a".to_owned(), "tag v1".to_owned());
+        SourceError::Unavailable { place, what, reason: "no answer".into(), retry_at: None, source: Some(cause.into()) }
+    }
+
+    #[test]
+    fn each_error_has_its_exit_code_and_hint() {
+        let (place, what) = ("reg.example/a".to_owned(), "tag v1".to_owned());
+        for (error, exit, hint) in [
+            (CliError::Reference("a/b".parse::<crate::oci::Reference>().expect_err("no host")), Exit::Usage, "registry.example.com/a/b"),
+            (CliError::Reference("reg.example/A".parse::<crate::oci::Reference>().expect_err("upper case")), Exit::Usage, "lower case"),
+            (resolve(SourceError::NotFound { place: place.clone(), what: what.clone() }), Exit::Missing, "spelled"),
+            (
+                resolve(SourceError::Denied { place: place.clone(), what: what.clone(), status: "401".into() }),
+                Exit::Missing,
+                "docker login",
+            ),
+            (resolve(SourceError::Stalled { place, what, seconds: 20 }), Exit::Failed, "--offline"),
+            (resolve(unavailable("connection refused")), Exit::Failed, "--offline"),
+            (resolve(unavailable("invalid peer certificate: UnknownIssuer")), Exit::Failed, "--ca-cert"),
+            (ResolveError::NeverResolved { reference: "reg.example/a:v1".into() }.into(), Exit::Failed, "without `--offline`"),
+            (CliError::NoCacheDir, Exit::Failed, "--cache-dir"),
+        ] {
+            assert_eq!(error.exit(), exit, "{error}");
+            assert!(error.hints().iter().any(|found| found.contains(hint)), "{error}: {:?}", error.hints());
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Layers into the cache, with progress for whoever watches.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::IsTerminal as _;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Session;
+use super::error::CliError;
+use super::report::{self, escaped};
+use crate::digest::Digest;
+use crate::kit::{Kit, KitLayer};
+use crate::limits;
+use crate::source::Source;
+use crate::store::{LayerState, StoreError, VerifiedLayer};
+
+/// What is done with a layer that has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Nothing more: it can be read.
+    Usable,
+    /// It is waited until it would survive a power cut.
+    Durable,
+}
+
+/// Fetches those of a kit's layers that stand at `positions`, each digest once, several at a time. All are tried, whatever becomes of one.
+///
+/// `alive` is called now and then as long as bytes come, with how many did and how many there are.
+pub(super) fn layers(
+    session: &Session,
+    kit: &Kit,
+    positions: &[usize],
+    source: &Arc<dyn Source>,
+    until: Until,
+    alive: &dyn Fn(u64, u64),
+) -> Result<Vec<VerifiedLayer>, CliError> {
+    let mut wanted: Vec<&KitLayer> = Vec::new();
+    for layer in positions.iter().filter_map(|position| kit.layers.get(*position)) {
+        if !wanted.iter().any(|other| other.spec.descriptor.digest == layer.spec.descriptor.digest) {
+            wanted.push(layer);
+        }
+    }
+    let total = wanted.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
+    let mut display = Display::new(session, &wanted);
+    let mut outcomes = HashMap::new();
+    let queue = Mutex::new(wanted.iter().copied().collect::<VecDeque<_>>());
+    let (done, ended) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..wanted.len().min(limits::PULLS_MAX) {
+            let (queue, done) = (&queue, done.clone());
+            scope.spawn(move || {
+                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some(layer) = next() {
+                    let outcome = one(session, layer, source, until);
+                    if done.send((layer.spec.descriptor.digest, outcome)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(done);
+        loop {
+            match ended.recv_timeout(LOOK_EVERY) {
+                Ok((digest, outcome)) => {
+                    display.ended(&digest, &outcome);
+                    outcomes.insert(digest, outcome);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let before = display.fetched;
+                    display.look();
+                    if display.fetched != before {
+                        alive(display.fetched, total);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    });
+    collect(&wanted, outcomes)
+}
+
+/// How often progress is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+fn one(session: &Session, layer: &KitLayer, source: &Arc<dyn Source>, until: Until) -> Result<VerifiedLayer, StoreError> {
+    let verified = session.store.ensure(&layer.spec, source, session.runtime.handle())?;
+    if until == Until::Durable {
+        session.store.sync(&verified)?;
+    }
+    Ok(verified)
+}
+
+fn collect(wanted: &[&KitLayer], mut outcomes: HashMap<Digest, Result<VerifiedLayer, StoreError>>) -> Result<Vec<VerifiedLayer>, CliError> {
+    let mut layers = Vec::new();
+    let mut failures = Vec::new();
+    for layer in wanted {
+        match outcomes.remove(&layer.spec.descriptor.digest) {
+            Some(Ok(verified)) => layers.push(verified),
+            Some(Err(error)) => failures.push((layer, error)),
+            None => {}
+        }
+    }
+    let failed = failures.len();
+    match failures.into_iter().next() {
+        None => Ok(layers),
+        Some((layer, source)) => Err(CliError::Layers { failed, all: wanted.len(), name: label(layer), source }),
+    }
+}
+
+/// A layer as people know it: `dataset at data/train`.
+fn label(layer: &KitLayer) -> String {
+    format!("{} at {}", layer.kind, layer.path)
+}
+
+/// Bars on a terminal, lines elsewhere.
+struct Display<'a> {
+    session: &'a Session,
+    /// Layers that have not ended yet, with their bars.
+    waiting: Vec<(&'a KitLayer, Option<ProgressBar>)>,
+    /// Bytes of layers that ended.
+    settled: u64,
+    /// Bytes that have come in all.
+    fetched: u64,
+}
+
+impl<'a> Display<'a> {
+    fn new(session: &'a Session, layers: &[&'a KitLayer]) -> Self {
+        let bars = std::io::stderr().is_terminal().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+        let waiting = layers.iter().map(|layer| (*layer, bars.as_ref().map(|bars| bars.add(bar(layer))))).collect();
+        Self { session, waiting, settled: 0, fetched: 0 }
+    }
+
+    /// Brings the display up to date.
+    fn look(&mut self) {
+        let mut coming: u64 = 0;
+        for (layer, bar) in &self.waiting {
+            let digest = &layer.spec.descriptor.digest;
+            let fetched = match self.session.store.state(digest) {
+                LayerState::Fetching => self.session.store.progress(digest).map_or(0, |progress| progress.fetched),
+                LayerState::Cached | LayerState::Absent => 0,
+            };
+            coming = coming.saturating_add(fetched);
+            if let Some(bar) = bar {
+                bar.set_position(fetched);
+            }
+        }
+        self.fetched = self.settled.saturating_add(coming);
+    }
+
+    fn ended(&mut self, digest: &Digest, outcome: &Result<VerifiedLayer, StoreError>) {
+        let Some(position) = self.waiting.iter().position(|(layer, _)| layer.spec.descriptor.digest == *digest) else { return };
+        let (layer, bar) = self.waiting.swap_remove(position);
+        let size = layer.spec.descriptor.size;
+        if outcome.is_ok() {
+            self.settled = self.settled.saturating_add(size);
+        }
+        match (bar, outcome) {
+            (Some(bar), Ok(_)) => bar.finish(),
+            (Some(bar), Err(_)) => bar.abandon_with_message("failed"),
+            (None, Ok(_)) => report::note(&format!("{digest} {} ({}): in the cache", label(layer), BinaryBytes(size))),
+            (None, Err(error)) => report::note(&format!("{digest} {} ({}): {error}", label(layer), BinaryBytes(size))),
+        }
+    }
+}
+
+fn bar(layer: &KitLayer) -> ProgressBar {
+    let template = "{msg:30!} {bar:30} {binary_bytes:>11} of {binary_total_bytes:>11}  {binary_bytes_per_sec}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::hidden();
+    bar.set_length(layer.spec.descriptor.size);
+    bar.set_style(style);
+    bar.set_message(escaped(&label(layer)));
+    bar
+}

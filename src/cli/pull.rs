@@ -1,0 +1,28 @@
+//! `kitfs pull`: every layer into the cache, safely.
+
+use super::args::Pull;
+use super::error::CliError;
+use super::fetch::{self, Until};
+use super::report::{self, Exit, escaped};
+use super::{Session, print};
+
+pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
+    let session = Session::open(&arguments.sources)?;
+    let mut exit = Exit::Done;
+    for reference in &arguments.references {
+        // One that fails does not keep the others from coming; the exit code is that of the worst.
+        if let Err(error) = pull(&session, reference) {
+            exit = exit.max(report::error(&error));
+        }
+    }
+    Ok(exit)
+}
+
+fn pull(session: &Session, reference: &str) -> Result<(), CliError> {
+    let pinned = session.resolve(reference)?;
+    let all: Vec<usize> = (0..pinned.kit.layers.len()).collect();
+    let layers = fetch::layers(session, &pinned.kit, &all, &pinned.source, Until::Durable, &|_, _| {})?;
+    let named = pinned.reference.with_digest(pinned.kit.manifest.digest);
+    print(format!("{}: {} layers in the cache\n", escaped(&named), layers.len()).as_bytes())?;
+    Ok(())
+}

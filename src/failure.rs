@@ -1,0 +1,92 @@
+//! What kind of trouble something is, without its details.
+//!
+//! Every module has errors of its own, with all that a person wants to know. What decides (the errno a reader sees, whether another
+//! process should try too, when to try again) is the class alone, and a class can be written down: it stands in progress files and
+//! in the output of `status`, where the error itself cannot.
+
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::source::SourceError;
+
+/// The class of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorClass {
+    /// Size or digest are not what the descriptor (or the config's `diffId`) says.
+    Content,
+    /// The content is what it should be, but nothing that may be shown: an archive that is malformed, hostile or too large.
+    Refused,
+    /// The source has no such thing.
+    Missing,
+    /// The source does not let us read it.
+    Denied,
+    /// Nothing came for too long.
+    Stalled,
+    /// The source could not be reached, broke off, or does not keep to its protocol.
+    Network,
+    /// This host could not store or read it; the number is an errno. Whoever shares the cache is concerned.
+    Disk(i32),
+}
+
+impl ErrorClass {
+    /// The class of a local error.
+    pub fn of_disk(error: &io::Error) -> Self {
+        Self::Disk(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
+    /// The class of what a source said.
+    pub fn of_source(error: &SourceError) -> Self {
+        match error {
+            SourceError::NotFound { .. } => Self::Missing,
+            SourceError::Denied { .. } => Self::Denied,
+            SourceError::Stalled { .. } => Self::Stalled,
+            SourceError::Unavailable { .. } | SourceError::Protocol { .. } => Self::Network,
+            SourceError::Local { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Self::Missing,
+                io::ErrorKind::PermissionDenied => Self::Denied,
+                _ => Self::Network,
+            },
+        }
+    }
+}
+
+impl fmt::Display for ErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Content => "content mismatch",
+            Self::Refused => "content refused",
+            Self::Missing => "not found",
+            Self::Denied => "not allowed",
+            Self::Stalled => "stalled",
+            Self::Network => "network",
+            Self::Disk(errno) => return write!(f, "disk: {}", io::Error::from_raw_os_error(*errno)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_survives_being_written_down() {
+        for class in [ErrorClass::Content, ErrorClass::Refused, ErrorClass::Stalled, ErrorClass::Disk(libc::ENOSPC)] {
+            let text = serde_json::to_string(&class).expect("plain data");
+            assert_eq!(serde_json::from_str::<ErrorClass>(&text).expect("what was written"), class, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_local_source_is_judged_by_its_errno() {
+        for (kind, class) in [
+            (io::ErrorKind::NotFound, ErrorClass::Missing),
+            (io::ErrorKind::PermissionDenied, ErrorClass::Denied),
+            (io::ErrorKind::Other, ErrorClass::Network),
+        ] {
+            assert_eq!(ErrorClass::of_source(&SourceError::Local { path: "x".into(), source: kind.into() }), class);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Which layers are fetched when: demand before prefetch, a bounded number at once, and back-off after a failure.
+//!
+//! One thread per running fetch, which blocks in [`Store::ensure`]; how a layer is fetched, checked and shared with other processes is the
+//! store's affair. This module knows neither names nor requests; it tells one listener how each fetch ended.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::runtime::{Handle, Runtime};
+
+use crate::failure::ErrorClass;
+use crate::layer::LayerSpec;
+use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, DEMANDED_FETCHES_MAX};
+use crate::source::{Source, SourceError};
+use crate::store::{Store, StoreError, VerifiedLayer};
+
+/// Fetches the layers of one mount.
+pub struct Fetcher {
+    store: Store,
+    specs: Vec<LayerSpec>,
+    connect: Connect,
+    /// Made at the first fetch: a mount of cached layers needs neither threads nor a network.
+    connected: Mutex<Option<Connected>>,
+    inner: Mutex<Inner>,
+    listener: OnceLock<Listener>,
+}
+
+/// Opens the source, when the first layer has to come from it.
+pub type Connect = Box<dyn Fn() -> Result<Arc<dyn Source>, SourceError> + Send + Sync>;
+
+/// Told once for every fetch that ends: the layer's slot, and the layer or why there is none.
+pub type Listener = Box<dyn Fn(u16, Result<VerifiedLayer, Failed>) + Send + Sync>;
+
+/// The last failure of a layer.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    /// What kind of failure, for the errno.
+    pub class: ErrorClass,
+    /// The error and its causes, in one line.
+    pub message: String,
+    /// When a reader's next open tries again.
+    pub retry_at: SystemTime,
+}
+
+/// What became of a wish for a layer.
+#[derive(Debug)]
+pub enum Wanted {
+    /// It is on its way; the listener will be told.
+    Coming,
+    /// It failed a short while ago and is not tried again yet.
+    Failing(Failed),
+}
+
+/// What is known of a layer that is not open.
+#[derive(Debug, Clone)]
+pub enum Standing {
+    /// Nobody asked for it.
+    Idle,
+    /// It waits for its turn.
+    Queued,
+    /// It is being fetched.
+    Running,
+    /// It failed, and nobody asked again since.
+    Failed(Failed),
+}
+
+struct Connected {
+    source: Arc<dyn Source>,
+    runtime: Runtime,
+}
+
+#[derive(Default)]
+struct Inner {
+    demanded: VecDeque<u16>,
+    background: VecDeque<u16>,
+    demanded_running: usize,
+    background_running: usize,
+    cautious: bool,
+    layers: Vec<State>,
+}
+
+#[derive(Default, Clone)]
+struct State {
+    queued: bool,
+    running: bool,
+    /// Somebody waits for the running fetch, so that its failure counts as a reader's.
+    awaited: bool,
+    failures: u32,
+    failed: Option<(Failed, Instant)>,
+}
+
+impl Fetcher {
+    /// A fetcher for the layers of a plan; the n-th has slot n + 1.
+    pub fn new(store: Store, specs: Vec<LayerSpec>, connect: Connect) -> Arc<Self> {
+        let inner = Inner { layers: vec![State::default(); specs.len()], ..Inner::default() };
+        Arc::new(Self { store, specs, connect, connected: Mutex::new(None), inner: Mutex::new(inner), listener: OnceLock::new() })
+    }
+
+    /// Sets who is told how fetches end; before the first wish.
+    pub fn listen(&self, listener: Listener) {
+        if self.listener.set(listener).is_err() {
+            unreachable!("a mount has one listener, set when it is put together");
+        }
+    }
+
+    /// Fetches half as many layers at once, after workers that died of something they did themselves, most likely of memory.
+    pub fn be_cautious(&self, cautious: bool) {
+        self.lock().cautious = cautious;
+    }
+
+    /// A reader wants the layer: it goes before everything that nobody waits for.
+    pub fn want(self: &Arc<Self>, slot: u16) -> Wanted {
+        let mut inner = self.lock();
+        let state = inner.state(slot);
+        if let Some((failed, until)) = &state.failed
+            && !state.running
+            && Instant::now() < *until
+        {
+            return Wanted::Failing(failed.clone());
+        }
+        state.awaited = true;
+        if !state.running {
+            if state.queued {
+                inner.background.retain(|&other| other != slot);
+            }
+            if !inner.demanded.contains(&slot) {
+                inner.state(slot).queued = true;
+                inner.demanded.push_back(slot);
+            }
+        }
+        drop(inner);
+        self.pump();
+        Wanted::Coming
+    }
+
+    /// Fetches layers that nobody waits for, in this order, when there is nothing else to do.
+    pub fn prefetch(self: &Arc<Self>, slots: impl IntoIterator<Item = u16>) {
+        let mut inner = self.lock();
+        for slot in slots {
+            let state = inner.state(slot);
+            if !state.running && !state.queued {
+                state.queued = true;
+                inner.background.push_back(slot);
+            }
+        }
+        drop(inner);
+        self.pump();
+    }
+
+    /// Records that a layer that came cannot be shown, so that nobody fetches it again and again.
+    pub fn refuse(&self, slot: u16, message: String) -> Failed {
+        let mut inner = self.lock();
+        let state = inner.state(slot);
+        state.failures += 1;
+        let (failed, until) = failure(ErrorClass::Refused, message, None, state.failures);
+        state.failed = Some((failed.clone(), until));
+        failed
+    }
+
+    /// How a layer stands that is not open.
+    pub fn standing(&self, slot: u16) -> Standing {
+        let mut inner = self.lock();
+        let state = inner.state(slot);
+        match &state.failed {
+            _ if state.running => Standing::Running,
+            _ if state.queued => Standing::Queued,
+            Some((failed, _)) => Standing::Failed(failed.clone()),
+            None => Standing::Idle,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts what there is room for.
+    fn pump(self: &Arc<Self>) {
+        let mut stillborn = Vec::new();
+        {
+            let mut inner = self.lock();
+            while let Some((slot, demanded)) = inner.next() {
+                let fetcher = Arc::clone(self);
+                let thread = thread::Builder::new().name(format!("fetch-{slot}"));
+                if let Err(error) = thread.spawn(move || fetcher.run(slot, demanded)) {
+                    // No thread to be had is like a full disk: readers hear of it, and the next try is soon.
+                    let class = ErrorClass::Disk(error.raw_os_error().unwrap_or(libc::EAGAIN));
+                    let failed = inner.end(slot, demanded, Some((class, format!("cannot start a thread to fetch with: {error}"), None)));
+                    stillborn.extend(failed.map(|failed| (slot, failed)));
+                }
+            }
+        }
+        for (slot, failed) in stillborn {
+            self.tell(slot, Err(failed));
+        }
+    }
+
+    fn tell(&self, slot: u16, outcome: Result<VerifiedLayer, Failed>) {
+        if let Some(listener) = self.listener.get() {
+            listener(slot, outcome);
+        }
+    }
+
+    fn run(self: &Arc<Self>, slot: u16, demanded: bool) {
+        let spec = &self.specs[usize::from(slot) - 1];
+        let started = Instant::now();
+        let unconnected = |source| StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(source) };
+        let outcome = self.connection().map_err(unconnected).and_then(|(source, handle)| self.store.ensure(spec, &source, &handle));
+        let error = outcome.as_ref().err().map(|error| (error.class(), one_line(error), error.retry_at()));
+        let failed = self.lock().end(slot, demanded, error);
+        let digest = spec.descriptor.digest;
+        match (outcome, failed) {
+            (Ok(layer), _) => {
+                let milliseconds = started.elapsed().as_millis() as u64;
+                tracing::info!(layer = %digest, bytes = spec.descriptor.size, milliseconds, "layer is here");
+                self.tell(slot, Ok(layer));
+            }
+            (Err(_), Some(failed)) => {
+                tracing::warn!(layer = %digest, error = failed.message, "layer failed");
+                self.tell(slot, Err(failed));
+            }
+            (Err(_), None) => unreachable!("a fetch that ends with an error is recorded as failed"),
+        }
+        self.pump();
+    }
+
+    fn connection(&self) -> Result<(Arc<dyn Source>, Handle), SourceError> {
+        let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        if connected.is_none() {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
+            let runtime = runtime.map_err(|source| SourceError::Local { path: "threads for the network".into(), source })?;
+            let _inside = runtime.enter();
+            let source = (self.connect)()?;
+            drop(_inside);
+            *connected = Some(Connected { source, runtime });
+        }
+        match &*connected {
+            Some(Connected { source, runtime }) => Ok((Arc::clone(source), runtime.handle().clone())),
+            None => unreachable!("it was just set"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let inner = self.lock();
+        f.debug_struct("Fetcher").field("demanded", &inner.demanded).field("background", &inner.background).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn state(&mut self, slot: u16) -> &mut State {
+        &mut self.layers[usize::from(slot) - 1]
+    }
+
+    fn running(&mut self, demanded: bool) -> &mut usize {
+        if demanded { &mut self.demanded_running } else { &mut self.background_running }
+    }
+
+    /// Takes the next fetch that there is room for. Readers never stand behind prefetches, not even behind stalled ones: the two have
+    /// room of their own.
+    fn next(&mut self) -> Option<(u16, bool)> {
+        let share = if self.cautious { 2 } else { 1 };
+        let (slot, demanded) = if self.demanded_running < DEMANDED_FETCHES_MAX / share
+            && let Some(slot) = self.demanded.pop_front()
+        {
+            (slot, true)
+        } else if self.background_running < BACKGROUND_FETCHES_MAX / share {
+            (self.background.pop_front()?, false)
+        } else {
+            return None;
+        };
+        let state = self.state(slot);
+        (state.queued, state.running) = (false, true);
+        *self.running(demanded) += 1;
+        Some((slot, demanded))
+    }
+
+    fn end(&mut self, slot: u16, demanded: bool, error: Option<(ErrorClass, String, Option<SystemTime>)>) -> Option<Failed> {
+        *self.running(demanded) -= 1;
+        let state = self.state(slot);
+        state.running = false;
+        let awaited = std::mem::take(&mut state.awaited);
+        let Some((class, message, retry_at)) = error else {
+            (state.failures, state.failed) = (0, None);
+            return None;
+        };
+        // What nobody waited for must not keep the first reader waiting.
+        if awaited {
+            state.failures += 1;
+        }
+        let (failed, until) = failure(class, message, retry_at, state.failures);
+        state.failed = Some((failed.clone(), if awaited { until } else { Instant::now() }));
+        Some(failed)
+    }
+}
+
+/// A failure and when its back-off ends: 30 s doubling to 10 min, but seconds for what frees itself (a full disk, no descriptors).
+fn failure(class: ErrorClass, message: String, retry_at: Option<SystemTime>, failures: u32) -> (Failed, Instant) {
+    let doubled = |first: Duration| first.saturating_mul(1 << failures.saturating_sub(1).min(10));
+    let wait = match class {
+        ErrorClass::Disk(_) => doubled(Duration::from_secs(1)).min(BACKOFF_DISK_MAX),
+        _ => doubled(BACKOFF_FIRST).min(BACKOFF_MAX),
+    };
+    let asked = retry_at.and_then(|at| at.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+    let wait = wait.max(asked.min(BACKOFF_MAX));
+    (Failed { class, message, retry_at: SystemTime::now() + wait }, Instant::now() + wait)
+}
+
+fn one_line(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,82 @@
+//! The fixtures, for tests beside the code.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::descriptor::Descriptor;
+use crate::digest::{Algorithm, Digest};
+use crate::oci::IMAGE_MANIFEST;
+use crate::verify::{Unverified, Verified};
+
+/// One folder of `tests/fixtures/kits` or `tests/fixtures/hostile`, with the blobs of its layout.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) folder: PathBuf,
+    pub(crate) case: Value,
+    blobs: BTreeMap<String, Bytes>,
+}
+
+pub(crate) fn cases(kind: &str) -> Vec<Case> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(kind);
+    let folders = fs::read_dir(root).expect("the fixtures").map(|entry| entry.expect("an entry").path());
+    let mut cases: Vec<Case> = folders.map(|folder| Case::read(&folder).expect("a case")).collect();
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(!cases.is_empty());
+    cases
+}
+
+impl Case {
+    fn read(folder: &Path) -> io::Result<Self> {
+        let mut blobs = BTreeMap::new();
+        for entry in tar::Archive::new(fs::File::open(folder.join("layout.tar"))?).entries()? {
+            let mut entry = entry?;
+            let path = entry.path()?.to_string_lossy().into_owned();
+            if let Some(digest) = path.strip_prefix("blobs/").filter(|_| entry.header().entry_type().is_file()) {
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content)?;
+                blobs.insert(digest.replacen('/', ":", 1), Bytes::from(content));
+            }
+        }
+        let case = serde_json::from_slice(&fs::read(folder.join("case.json"))?)?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, folder: folder.to_owned(), case, blobs })
+    }
+
+    /// Makes the layout in `dir`, and says the reference of the kit in it.
+    pub(crate) fn lay_out(&self, dir: &Path) -> String {
+        let write = |name: &str, content: &[u8]| {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().expect("below the folder")).expect("a folder");
+            fs::write(path, content).expect("room");
+        };
+        for (digest, content) in &self.blobs {
+            write(&format!("blobs/{}", digest.replacen(':', "/", 1)), content);
+        }
+        let manifest = self.manifest();
+        let Descriptor { media_type, digest, size } = manifest.descriptor();
+        let entry = serde_json::json!({ "mediaType": media_type, "digest": digest, "size": size });
+        write("index.json", serde_json::json!({ "schemaVersion": 2, "manifests": [entry] }).to_string().as_bytes());
+        write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+        format!("oci:{}", dir.display())
+    }
+
+    pub(crate) fn manifest(&self) -> Verified<Bytes> {
+        verified(IMAGE_MANIFEST, self.blobs[self.case["digest"].as_str().expect("a digest")].clone())
+    }
+
+    /// The blob with this digest, taken for what it is.
+    pub(crate) fn blob(&self, descriptor: &Descriptor) -> Verified<Bytes> {
+        verified(&descriptor.media_type, self.blobs[&descriptor.digest.to_string()].clone())
+    }
+}
+
+/// Bytes checked against the digest that they have.
+pub(crate) fn verified(media_type: &str, bytes: Bytes) -> Verified<Bytes> {
+    let descriptor = Descriptor { media_type: media_type.into(), digest: Digest::of(Algorithm::Sha256, &bytes), size: bytes.len() as u64 };
+    Unverified::new(bytes).verify(&descriptor).expect("its own digest")
+}

@@ -1,0 +1,566 @@
+//! The filesystem without FUSE: what to answer to a question about a node, or which one layer the answer waits for.
+//!
+//! Everything that is shown comes from the plan (verified manifest and config), from a layer's index, or from a [`VerifiedLayer`]; there is
+//! no other way to a byte. This is also the one place that turns a failure into an errno. It does not know requests and replies
+//! ([`crate::fuse`]), nor how a layer gets here ([`crate::fetch`], [`crate::store`]).
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use crate::digest::Digest;
+use crate::failure::ErrorClass;
+use crate::fetch::{Failed, Fetcher, Standing, Wanted};
+use crate::index::{Index, Kind};
+use crate::kit::{Kit, LayerKind};
+use crate::layer::LayerSpec;
+use crate::limits::HANDLE_GRACE;
+use crate::node::NodeId;
+use crate::store::{Content, Held, LayerState, Recall, Store, StoreError, VerifiedLayer};
+use crate::tree::{Attributes, Child, Group, Known, Lookup, Node, Place, Tree, TreeError};
+use crate::wait::Need;
+
+/// The filesystem of one mount.
+pub struct Fs {
+    tree: Tree,
+    kitfile: Bytes,
+    reference: String,
+    digest: Digest,
+    layers: Vec<Layer>,
+    store: Store,
+    fetcher: Arc<Fetcher>,
+    ended: Ended,
+    agree: Agree,
+    /// What a first touch of a model's layer brings after it; empty with `--prefetch none`.
+    model: Vec<u16>,
+    model_touched: AtomicBool,
+    /// What a file or folder without a time of its own shows, in seconds.
+    created: i64,
+}
+
+/// Told when a wait is over.
+pub type Ended = Box<dyn Fn(Need, Result<(), Errno>) + Send + Sync>;
+
+/// Told a layer's slot and the checksum of its entry table; false if an earlier worker of this mount went by another table.
+pub type Agree = Box<dyn Fn(u16, u64) -> bool + Send + Sync>;
+
+/// What there is to say now.
+#[derive(Debug)]
+pub enum Answer<T> {
+    /// The answer.
+    Now(T),
+    /// There is none before this came.
+    Wait(Need),
+}
+
+/// How an open file is read.
+#[derive(Debug)]
+pub enum Opened {
+    /// It has a data file of its own, which a backing file can be made of.
+    Data(Arc<File>),
+    /// It is in a pack, or generated: reads come to us, and stay in the page cache.
+    Cached,
+}
+
+/// How a layer stands, for `kitfs status`.
+#[derive(Debug)]
+pub enum LayerStanding {
+    /// Not here, and nobody asked for it.
+    Absent,
+    /// It waits for its turn.
+    Waiting,
+    /// It is being fetched.
+    Fetching,
+    /// It is in the cache.
+    Cached,
+    /// The last attempt failed.
+    Failed(Failed),
+}
+
+struct Layer {
+    spec: LayerSpec,
+    state: Mutex<Open>,
+}
+
+/// A layer's content is held only while files of it are open, and a little longer: what is held cannot be evicted.
+#[derive(Default)]
+struct Open {
+    layer: Option<VerifiedLayer>,
+    handles: u64,
+    idle_since: Option<Instant>,
+    /// The supervisor holds it too, for the next worker.
+    handed: bool,
+}
+
+/// Shown where neither archive nor manifest gives a time: zip tools refuse anything older.
+const OLDEST_SHOWN: i64 = 315_532_800; // 1980-01-01
+
+impl Fs {
+    /// The filesystem of a plan. Layers that this host ever indexed are known at once, without their content.
+    pub fn new(
+        kit: &Kit,
+        reference: String,
+        store: Store,
+        fetcher: Arc<Fetcher>,
+        prefetch_model: bool,
+        ended: Ended,
+        agree: Agree,
+    ) -> Result<Arc<Self>, TreeError> {
+        let places = kit.layers.iter().map(|layer| Place {
+            digest: layer.spec.descriptor.digest,
+            path: layer.path.clone(),
+            prefix: layer.prefix.clone(),
+        });
+        let tree = Tree::new(places.collect(), kit.kitfile.len() as u64)?;
+        let layers = kit.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
+        let is_model = |kind: &LayerKind| matches!(kind, LayerKind::Model | LayerKind::ModelPart);
+        let model = (1..).zip(&kit.layers).filter(|(_, layer)| prefetch_model && is_model(&layer.kind)).map(|(slot, _)| slot).collect();
+        let created = kit.created.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs() as i64);
+        let fs = Arc::new(Self {
+            tree,
+            kitfile: kit.kitfile.clone(),
+            reference,
+            digest: kit.manifest.digest,
+            layers,
+            store,
+            fetcher: Arc::clone(&fetcher),
+            ended,
+            agree,
+            model,
+            model_touched: AtomicBool::new(false),
+            created: created.unwrap_or(OLDEST_SHOWN).max(OLDEST_SHOWN),
+        });
+        let weak: Weak<Self> = Arc::downgrade(&fs);
+        fetcher.listen(Box::new(move |slot, outcome| {
+            if let Some(fs) = weak.upgrade() {
+                fs.fetched(slot, outcome);
+            }
+        }));
+        for group in fs.tree.groups() {
+            // What is wrong with an index here is wrong when somebody asks, and said then.
+            if let Err(error) = fs.learn(group) {
+                tracing::warn!(%error, "layer cannot be shown");
+            }
+        }
+        Ok(fs)
+    }
+
+    /// The reference that was mounted.
+    pub fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    /// The manifest's digest.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The tree, for what is only about names.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// The cache's directory.
+    pub fn store_dir(&self) -> &Path {
+        self.store.dir()
+    }
+
+    /// The layers' specs in manifest order; the n-th has slot n + 1.
+    pub fn specs(&self) -> impl Iterator<Item = &LayerSpec> {
+        self.layers.iter().map(|layer| &layer.spec)
+    }
+
+    /// The modification time that is shown for one that the archive gives.
+    pub fn shown_time(&self, mtime: i64) -> i64 {
+        if mtime == 0 { self.created } else { mtime.max(0) }
+    }
+
+    /// The node of an id from the kernel.
+    pub fn node(&self, id: NodeId) -> Result<Node, Errno> {
+        self.tree.node(id).map_err(|error| self.damaged(&error))
+    }
+
+    /// LOOKUP, which must not wait if it can be helped: a waiting lookup makes its neighbours unkillable. It waits in one case: the index
+    /// of a shared folder was deleted from under the mount, and there is nothing else to say.
+    pub fn lookup(&self, folder: Node, name: &[u8]) -> Result<Answer<Lookup>, Errno> {
+        match self.tree.lookup(folder, name) {
+            // The kernel sends GETATTR of a placeholder before it looks up in it. One that comes anyway looks its folder up again.
+            Ok(Lookup::Cold(group)) if !self.tree.is_shared_directory(group) => Err(Errno::STALE),
+            Ok(Lookup::Cold(group)) => Ok(Answer::Wait(Need::Names(group))),
+            Ok(found) => Ok(Answer::Now(found)),
+            Err(error) => Err(self.damaged(&error)),
+        }
+    }
+
+    /// GETATTR. A placeholder that turned out to be no folder is ESTALE: the kernel looks the name up again.
+    pub fn attributes(&self, id: NodeId) -> Result<Answer<Attributes>, Errno> {
+        let node = self.node(id)?;
+        match self.tree.attributes(node) {
+            Ok(Known::Is(attributes)) if self.tree.id(node, attributes.kind, 0).incarnation() == 0 && id.incarnation() > 0 => {
+                Err(Errno::STALE)
+            }
+            Ok(Known::Is(attributes)) if attributes.kind == Kind::File && id.incarnation() == 0 => Err(Errno::STALE),
+            Ok(Known::Is(attributes)) => Ok(Answer::Now(attributes)),
+            Ok(Known::Absent) => Err(Errno::STALE),
+            Ok(Known::Unknown(group)) => Ok(Answer::Wait(Need::Names(group))),
+            Err(error) => Err(self.damaged(&error)),
+        }
+    }
+
+    /// READDIR: calls `each` for the names from `position` on.
+    pub fn list(&self, folder: Node, position: u64, each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>) -> Result<Answer<()>, Errno> {
+        match self.tree.list(folder, position, each) {
+            Ok(Known::Unknown(group)) => Ok(Answer::Wait(Need::Names(group))),
+            Ok(_) => Ok(Answer::Now(())),
+            Err(error) => Err(self.damaged(&error)),
+        }
+    }
+
+    /// OPEN: when it answers, every byte behind the node is verified and on local disk, and stays there until [`Fs::released`] was called
+    /// as often as `opened` says so. `hand` is given what the next worker must inherit, before the first handle of a layer counts.
+    pub fn open(&self, id: NodeId, hand: &mut dyn FnMut(u16, Held)) -> Result<Answer<Opened>, Errno> {
+        let node = self.node(id)?;
+        if node == Node::Kitfile {
+            return Ok(Answer::Now(Opened::Cached));
+        }
+        let at = match self.tree.file(node) {
+            Ok(Known::Is(at)) => at,
+            Ok(Known::Absent) => return Err(Errno::STALE),
+            Ok(Known::Unknown(group)) => return Ok(Answer::Wait(Need::Names(group))),
+            Err(error) => return Err(self.damaged(&error)),
+        };
+        let mut open = self.open_layer(at.slot);
+        let Some(layer) = self.recall(at.slot, &mut open)? else { return Ok(Answer::Wait(Need::Content(at.slot))) };
+        let opened = match layer.content(at.entry) {
+            Ok(Content::Data(file, _)) => Opened::Data(file),
+            Ok(Content::Packed { .. }) => Opened::Cached,
+            Err(error) => {
+                // What is in the cache is not what it was: it is checked from disk, or fetched, before anything of it is used.
+                tracing::warn!(layer = %self.spec(at.slot).descriptor.digest, %error, "cached layer is checked again");
+                open.layer = None;
+                return Ok(Answer::Wait(Need::Content(at.slot)));
+            }
+        };
+        if !open.handed {
+            match layer.held() {
+                Ok(held) => hand(at.slot, held),
+                Err(error) => return Err(disk("descriptors of a layer", &error)),
+            }
+            open.handed = true;
+        }
+        open.handles += 1;
+        open.idle_since = None;
+        Ok(Answer::Now(opened))
+    }
+
+    /// A file that [`Fs::open`] answered for was closed.
+    pub fn released(&self, id: NodeId) {
+        let slot = match self.node(id) {
+            Ok(node) => match self.tree.file(node) {
+                Ok(Known::Is(at)) => at.slot,
+                _ => return,
+            },
+            Err(_) => return,
+        };
+        let mut open = self.open_layer(slot);
+        open.handles = open.handles.saturating_sub(1);
+        if open.handles == 0 {
+            open.idle_since = Some(Instant::now());
+        }
+    }
+
+    /// Goes on with what an earlier worker had open.
+    pub fn adopt(&self, slot: u16, held: Held, handles: u64) {
+        let mut open = self.open_layer(slot);
+        match self.store.adopt(self.spec(slot), held) {
+            Ok(layer) => open.layer = Some(layer),
+            Err(error) => tracing::warn!(slot, %error, "a layer that was open before the restart is opened anew"),
+        }
+        open.handed = true;
+        open.handles = handles;
+        open.idle_since = (handles == 0).then(Instant::now);
+        drop(open);
+        if let Err(error) = self.learn(self.tree.group_of(slot)) {
+            tracing::warn!(%error, "layer cannot be shown");
+        }
+    }
+
+    /// Lets go of layers that nobody has had open for a while; `let_go` hears which the supervisor need not hold any more.
+    pub fn let_go_of_idle(&self, let_go: &mut dyn FnMut(u16)) {
+        for (rank, layer) in self.layers.iter().enumerate() {
+            let mut open = layer.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if open.handles == 0 && open.idle_since.is_some_and(|since| since.elapsed() >= HANDLE_GRACE) {
+                // What pins blocks goes first, the lock with it; then the supervisor's copy.
+                open.layer = None;
+                open.idle_since = None;
+                if std::mem::take(&mut open.handed) {
+                    let_go(rank as u16 + 1);
+                }
+            }
+        }
+    }
+
+    /// READ: fills `buffer` from `offset` on, as far as the file goes, and says how much that was.
+    pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<Answer<usize>, Errno> {
+        let node = self.node(id)?;
+        if node == Node::Kitfile {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.kitfile.len());
+            let rest = &self.kitfile[from..];
+            let length = rest.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&rest[..length]);
+            return Ok(Answer::Now(length));
+        }
+        let at = match self.tree.file(node) {
+            Ok(Known::Is(at)) => at,
+            Ok(Known::Absent) => return Err(Errno::STALE),
+            Ok(Known::Unknown(group)) => return Ok(Answer::Wait(Need::Names(group))),
+            Err(error) => return Err(self.damaged(&error)),
+        };
+        let content = {
+            let mut open = self.open_layer(at.slot);
+            let Some(layer) = self.recall(at.slot, &mut open)? else { return Ok(Answer::Wait(Need::Content(at.slot))) };
+            layer.content(at.entry)
+        };
+        let (file, start, size) = match content {
+            Ok(Content::Data(file, size)) => (file, 0, size),
+            Ok(Content::Packed { pack, offset, size }) => (pack, offset, size),
+            Err(error) => {
+                tracing::warn!(layer = %self.spec(at.slot).descriptor.digest, %error, "cached layer is checked again");
+                self.open_layer(at.slot).layer = None;
+                return Ok(Answer::Wait(Need::Content(at.slot)));
+            }
+        };
+        let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        // Exactly that much is there: anything less is a damaged disk, and must not look like the end of the file.
+        match file.read_exact_at(&mut buffer[..length], start + offset) {
+            Ok(()) => Ok(Answer::Now(length)),
+            Err(error) => Err(disk("read from the cache", &error)),
+        }
+    }
+
+    /// Sees to it that what is needed comes. Called after the request was parked, so that whatever happens now finds it.
+    pub fn demand(&self, need: Need) {
+        match need {
+            Need::Content(slot) => self.demand_content(slot),
+            Need::Names(group) => {
+                match self.learn(group) {
+                    Ok(true) => return (self.ended)(need, Ok(())),
+                    Ok(false) => {}
+                    Err(error) => return self.refuse(group, &error),
+                }
+                for &slot in self.tree.slots(group) {
+                    if self.index_of(slot).is_none() {
+                        self.demand_content(slot);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How a layer stands.
+    pub fn standing(&self, slot: u16) -> LayerStanding {
+        match self.fetcher.standing(slot) {
+            Standing::Queued => LayerStanding::Waiting,
+            Standing::Running => LayerStanding::Fetching,
+            Standing::Failed(failed) => LayerStanding::Failed(failed),
+            Standing::Idle => match self.store.state(&self.spec(slot).descriptor.digest) {
+                LayerState::Cached => LayerStanding::Cached,
+                LayerState::Fetching => LayerStanding::Fetching,
+                LayerState::Absent => LayerStanding::Absent,
+            },
+        }
+    }
+
+    /// How many bytes of what is needed have come, from whichever process fetches them.
+    pub fn fetched_bytes(&self, need: Need) -> u64 {
+        let slots: &[u16] = match &need {
+            Need::Content(slot) => std::slice::from_ref(slot),
+            Need::Names(group) => self.tree.slots(*group),
+        };
+        let digests = slots.iter().map(|&slot| &self.spec(slot).descriptor.digest);
+        digests.filter_map(|digest| self.store.progress(digest)).map(|progress| progress.fetched).sum()
+    }
+
+    fn spec(&self, slot: u16) -> &LayerSpec {
+        &self.layers[usize::from(slot) - 1].spec
+    }
+
+    fn open_layer(&self, slot: u16) -> MutexGuard<'_, Open> {
+        self.layers[usize::from(slot) - 1].state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The layer if it is open or can be opened without waiting.
+    fn recall(&self, slot: u16, open: &mut Open) -> Result<Option<VerifiedLayer>, Errno> {
+        if open.layer.is_none() {
+            match self.store.recall(self.spec(slot)) {
+                Ok(Recall::Ready(layer)) => {
+                    open.layer = Some(layer);
+                    open.idle_since = (open.handles == 0).then(Instant::now);
+                }
+                Ok(Recall::Doubtful | Recall::Absent) => {}
+                Err(error) => return Err(self.failed(&error)),
+            }
+        }
+        Ok(open.layer.clone())
+    }
+
+    fn index_of(&self, slot: u16) -> Option<Index> {
+        if let Some(index) = self.tree.index(slot) {
+            return Some(index.clone());
+        }
+        if let Some(layer) = &self.open_layer(slot).layer {
+            return Some(layer.index().clone());
+        }
+        // An index that cannot be read is as good as none: the layer is checked again and gets a new one.
+        self.store.names(self.spec(slot)).inspect_err(|error| tracing::warn!(%error, "index of a layer")).ok().flatten()
+    }
+
+    /// Makes a group known, if all its indexes are here.
+    fn learn(&self, group: Group) -> Result<bool, TreeError> {
+        if self.tree.is_known(group) {
+            return Ok(true);
+        }
+        let indexes: Option<Vec<Index>> = self.tree.slots(group).iter().map(|&slot| self.index_of(slot)).collect();
+        match indexes {
+            None => Ok(false),
+            Some(indexes) => {
+                for (&slot, index) in self.tree.slots(group).iter().zip(&indexes) {
+                    if !(self.agree)(slot, index.table_checksum()) {
+                        return Err(TreeError::OtherTable(self.spec(slot).descriptor.digest));
+                    }
+                }
+                self.tree.learn(group, indexes).map(|()| true)
+            }
+        }
+    }
+
+    fn demand_content(&self, slot: u16) {
+        let here = {
+            let mut open = self.open_layer(slot);
+            self.recall(slot, &mut open).map(|layer| layer.is_some())
+        };
+        match here {
+            Ok(true) => return self.arrived(slot),
+            Err(errno) => return self.end(slot, Err(errno)),
+            Ok(false) => {}
+        }
+        if self.model.contains(&slot) && !self.model_touched.swap(true, Ordering::Relaxed) {
+            let others = self.model.iter().copied().filter(|&other| other != slot);
+            let absent = others.filter(|&other| matches!(self.store.recall(self.spec(other)), Ok(Recall::Absent)));
+            let absent: Vec<u16> = absent.collect();
+            let wanted = self.fetcher.want(slot);
+            self.fetcher.prefetch(absent);
+            return self.wanted(slot, wanted);
+        }
+        let wanted = self.fetcher.want(slot);
+        self.wanted(slot, wanted);
+    }
+
+    fn wanted(&self, slot: u16, wanted: Wanted) {
+        if let Wanted::Failing(failed) = wanted {
+            self.end(slot, Err(errno(&failed.class)));
+        }
+    }
+
+    fn fetched(&self, slot: u16, outcome: Result<VerifiedLayer, Failed>) {
+        match outcome {
+            Err(failed) => self.end(slot, Err(errno(&failed.class))),
+            Ok(layer) => {
+                {
+                    let mut open = self.open_layer(slot);
+                    open.layer = Some(layer);
+                    open.idle_since = (open.handles == 0).then(Instant::now);
+                }
+                self.arrived(slot);
+            }
+        }
+    }
+
+    fn arrived(&self, slot: u16) {
+        let group = self.tree.group_of(slot);
+        match self.learn(group) {
+            Ok(known) => {
+                (self.ended)(Need::Content(slot), Ok(()));
+                if known {
+                    (self.ended)(Need::Names(group), Ok(()));
+                }
+            }
+            Err(error) => self.refuse(group, &error),
+        }
+    }
+
+    fn end(&self, slot: u16, outcome: Result<(), Errno>) {
+        (self.ended)(Need::Content(slot), outcome);
+        (self.ended)(Need::Names(self.tree.group_of(slot)), outcome);
+    }
+
+    /// A group whose layers are what their digests say, but do not fit into this kit.
+    fn refuse(&self, group: Group, error: &TreeError) {
+        let errno = self.damaged(error);
+        for &slot in self.tree.slots(group) {
+            self.fetcher.refuse(slot, error.to_string());
+            self.end(slot, Err(errno));
+        }
+    }
+
+    fn damaged(&self, error: &TreeError) -> Errno {
+        match error {
+            TreeError::NoSuchNode(_) => Errno::STALE,
+            _ => {
+                tracing::error!(error = %Chain(error), "layer cannot be shown");
+                Errno::IO
+            }
+        }
+    }
+
+    fn failed(&self, error: &StoreError) -> Errno {
+        tracing::warn!(error = %Chain(error), "cache");
+        errno(&error.class())
+    }
+}
+
+impl std::fmt::Debug for Fs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fs").field("reference", &self.reference).field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+/// What a reader gets for each kind of failure. Damage, refusals and the network are all EIO: the reader can do nothing about any of them,
+/// and `kitfs status` says which it was. A stall is told apart because waiting longer may help, and a full disk because somebody can act.
+pub fn errno(class: &ErrorClass) -> Errno {
+    match class {
+        ErrorClass::Content | ErrorClass::Refused | ErrorClass::Missing | ErrorClass::Denied | ErrorClass::Network => Errno::IO,
+        ErrorClass::Stalled => Errno::TIMEDOUT,
+        ErrorClass::Disk(errno) => match Errno::from_raw_os_error(*errno) {
+            passed @ (Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE) => passed,
+            _ => Errno::IO,
+        },
+    }
+}
+
+fn disk(what: &str, error: &std::io::Error) -> Errno {
+    tracing::error!(%error, what, "cache");
+    errno(&ErrorClass::of_disk(error))
+}
+
+/// An error with its causes, in one line.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            write!(f, ": {cause}")?;
+            next = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,502 @@
+//! From manifest and config to a plan: which layers a kit has, and where each belongs.
+//!
+//! [`Kit::plan`] is the whole of it. It decides what is a kit, pairs every entry of the config with a layer of the manifest, and gives
+//! each layer the path that it owns. Nothing is fetched for it, and what two readers could place differently is refused. Formats that
+//! are not mounted yet are recognised and refused by name ([`NotYet`]). What is *in* a layer is for [`crate::store`] and the tree.
+
+pub(crate) mod config;
+mod media;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::kitfile;
+use crate::layer::{Archive, Compression, LayerSpec};
+use crate::limits;
+use crate::oci::{self, Manifest, ManifestError, Reference};
+use crate::path::{PathError, RelPath};
+use crate::verify::{Mismatch, Verified};
+use config::{Config, Content};
+use media::{Coding, Format, Media};
+
+pub use config::ConfigError;
+
+/// The name of the generated file at the root of every mount, which no layer may own.
+pub const KITFILE: &str = "Kitfile";
+
+/// A kit as it will be mounted.
+#[derive(Debug, Clone)]
+pub struct Kit {
+    /// The manifest; its digest is the kit's only name.
+    pub manifest: Descriptor,
+    /// The layers that are placed, in the manifest's order.
+    pub layers: Vec<KitLayer>,
+    /// The bytes of the generated [`KITFILE`].
+    pub kitfile: Bytes,
+    /// When the kit was packed, if the manifest says so.
+    pub created: Option<SystemTime>,
+    /// The version of kit that packed it, if the manifest says so.
+    pub packed_by: Option<String>,
+    /// What the config says about the kit as a whole.
+    pub summary: Summary,
+    /// Datasets that live elsewhere and are no part of the mount.
+    pub remote: Vec<RemoteDataset>,
+    /// Layers that neither the config nor an annotation places. They are not mounted.
+    pub unplaced: Vec<Descriptor>,
+}
+
+/// A layer and its place.
+#[derive(Debug, Clone)]
+pub struct KitLayer {
+    /// What to fetch and how to check and cut it.
+    pub spec: LayerSpec,
+    /// What the kit uses it for.
+    pub kind: LayerKind,
+    /// The declared path: all that the layer may bring is this file, or is in this folder.
+    pub path: RelPath,
+    /// What to put before each name in the archive. The root for kits from 0.5 on.
+    pub prefix: RelPath,
+    /// The name that the Kitfile gives it.
+    pub name: Option<String>,
+}
+
+/// What a kit uses a layer for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayerKind {
+    /// The model itself.
+    Model,
+    /// A further part of the model.
+    ModelPart,
+    /// Code.
+    Code,
+    /// A dataset.
+    Dataset,
+    /// Documents.
+    Docs,
+    /// A prompt: a layer of code with a subtype.
+    Prompt,
+}
+
+/// What a config says about a kit as a whole. Empty where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The name of the package.
+    pub name: String,
+    /// The version of the package.
+    pub version: String,
+    /// What it is.
+    pub description: String,
+    /// Its license.
+    pub license: String,
+    /// Who made it.
+    pub authors: Vec<String>,
+    /// The model, if there is one: name, framework, format, version.
+    pub model: Option<ModelSummary>,
+}
+
+/// What a config says about its model. Empty where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelSummary {
+    /// Its name.
+    pub name: String,
+    /// The framework that it is for.
+    pub framework: String,
+    /// The format of its files.
+    pub format: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// A dataset that a config only gives an address of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteDataset {
+    /// Where it would stand in the mount.
+    pub path: RelPath,
+    /// Where it is.
+    pub address: String,
+}
+
+/// Why manifest and config make no kit that may be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum KitError {
+    /// It is some other artifact.
+    #[error("not a ModelKit: its artifactType is `{artifact_type}` and its config is `{config}`")]
+    NotAKit {
+        /// What the manifest calls itself, or a dash.
+        artifact_type: String,
+        /// The media type of the config.
+        config: String,
+    },
+    /// It is a kit of a sort that is not mounted yet.
+    #[error(transparent)]
+    NotYet(#[from] NotYet),
+    /// The manifest is refused.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The config is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The config is larger than any may be.
+    #[error("the config has {0} bytes, {limit} are allowed", limit = limits::CONFIG_BYTES)]
+    ConfigTooLarge(u64),
+    /// The config that was given is not the manifest's.
+    #[error("the config is not the one that the manifest names")]
+    OtherConfig(#[source] Box<Mismatch>),
+    /// An entry of the config has no layer.
+    #[error(
+        "config and manifest disagree: the config's `{at}` is the layer {digest}, and the manifest has no (further) {kind} layer of that digest"
+    )]
+    NoSuchLayer {
+        /// Which entry.
+        at: String,
+        /// The digest that it gives.
+        digest: Digest,
+        /// What kind of layer it would be.
+        kind: LayerKind,
+    },
+    /// Some entries have digests, as kit writes them from 0.5 on, and this one has none, as before.
+    #[error("the config's `{at}` has no digest although other entries have one")]
+    Mixed {
+        /// Which entry.
+        at: String,
+    },
+    /// A layer that the config or an annotation places is of a kind that has no meaning in a kit.
+    #[error("the layer {digest} is of the unknown media type `{media_type}`")]
+    UnknownLayer {
+        /// Which layer.
+        digest: Digest,
+        /// What it says it is.
+        media_type: String,
+    },
+    /// One digest stands in several places with different facts.
+    #[error("the layer {0} stands there several times with different sizes, compressions or diffIds")]
+    TwoMeanings(Digest),
+    /// A path leads out of the kit, or cannot exist.
+    #[error("the path of {at} is not allowed")]
+    Path {
+        /// Which entry or layer.
+        at: String,
+        /// What is wrong with it.
+        #[source]
+        source: PathError,
+    },
+    /// A layer would own the place of the generated file.
+    #[error("{at} has the path `{path}`, which is the place of the generated Kitfile")]
+    Reserved {
+        /// Which entry or layer.
+        at: String,
+        /// Its path.
+        path: RelPath,
+    },
+}
+
+/// Kits that are told apart from damaged ones, and that this version does not mount.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotYet {
+    /// `application/vnd.cncf.model.*`, or the older `application/vnd.cnai.model.*`.
+    #[error("this is a ModelPack artifact (`{0}`), which this version of kitfs does not mount")]
+    ModelPack(String),
+    /// Packed before kit 0.5.
+    #[error("this kit was packed by a version of kit before 0.5 (its config names no digests), which this version of kitfs does not mount")]
+    Legacy,
+    /// A layer that is one bare file.
+    #[error("the layer {0} is a raw file and no tar, which this version of kitfs does not mount")]
+    Raw(Digest),
+    /// A layer compressed with zstd.
+    #[error("the layer {0} is compressed with zstd, which this version of kitfs does not mount")]
+    Zstd(Digest),
+    /// The model is another kit.
+    #[error("the model of this kit is another kit (`{0}`), which this version of kitfs does not mount")]
+    ModelReference(String),
+}
+
+impl Kit {
+    /// Makes the plan of a kit.
+    pub fn plan(manifest: &Verified<Bytes>, config: &Verified<Bytes>) -> Result<Self, KitError> {
+        let document = Manifest::parse(manifest)?;
+        recognise(&document)?;
+        check_config(&document, config.descriptor())?;
+        let config = Config::parse(config)?;
+        let entries = entries(&config)?;
+        let (layers, unplaced) = place(&document, entries)?;
+        let annotation = |key: &str| document.annotations.get(key).filter(|text| !text.is_empty());
+        Ok(Self {
+            manifest: manifest.descriptor().clone(),
+            layers,
+            kitfile: kitfile::render(&config),
+            created: annotation("org.opencontainers.image.created")
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .and_then(|time| SystemTime::try_from(time).ok()),
+            packed_by: annotation("ml.kitops.modelkit.cli-version").cloned(),
+            summary: summary(&config),
+            remote: remote(&config)?,
+            unplaced,
+        })
+    }
+
+    /// The config of the kit that `manifest` is the manifest of, if it is one: what must be fetched before there can be a plan.
+    pub fn config(manifest: &Verified<Bytes>) -> Result<Descriptor, KitError> {
+        let document = Manifest::parse(manifest)?;
+        recognise(&document)?;
+        if document.config.size > limits::CONFIG_BYTES {
+            return Err(KitError::ConfigTooLarge(document.config.size));
+        }
+        Ok(document.config)
+    }
+
+    /// The layers that the listing of a directory depends on which other layers share: those at the root, and those whose path is
+    /// above another layer's. Positions in [`Kit::layers`].
+    pub fn shared(&self) -> Vec<usize> {
+        // In this order what is below a path follows it directly.
+        let mut paths: Vec<&RelPath> = self.layers.iter().map(|layer| &layer.path).collect();
+        paths.sort();
+        paths.dedup();
+        let above: HashSet<&RelPath> = paths.windows(2).filter(|pair| pair[1].starts_with(pair[0])).map(|pair| pair[0]).collect();
+        let shared = |layer: &KitLayer| layer.path.is_root() || above.contains(&layer.path);
+        self.layers.iter().enumerate().filter(|(_, layer)| shared(layer)).map(|(position, _)| position).collect()
+    }
+}
+
+impl LayerKind {
+    /// The kind as it is named in a filter and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::ModelPart => "modelpart",
+            Self::Code => "code",
+            Self::Dataset => "dataset",
+            Self::Docs => "docs",
+            Self::Prompt => "prompt",
+        }
+    }
+}
+
+impl std::fmt::Display for LayerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+fn recognise(manifest: &Manifest) -> Result<(), KitError> {
+    const KIT: [&str; 2] = ["application/vnd.kitops.modelkit.manifest.v1+json", "application/vnd.kitops.modelkit.config.v1+json"];
+    let claims = [manifest.artifact_type.as_deref().unwrap_or_default(), manifest.config.media_type.as_str()];
+    let pack = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
+    if let Some(claim) = claims.into_iter().find(|claim| pack.iter().any(|prefix| claim.starts_with(prefix))) {
+        return Err(NotYet::ModelPack(claim.to_owned()).into());
+    }
+    if claims.into_iter().zip(KIT).any(|(claim, kit)| claim == kit) {
+        return Ok(());
+    }
+    let artifact_type = manifest.artifact_type.clone().unwrap_or_else(|| "-".to_owned());
+    Err(KitError::NotAKit { artifact_type, config: manifest.config.media_type.clone() })
+}
+
+fn check_config(manifest: &Manifest, given: &Descriptor) -> Result<(), KitError> {
+    if given.size > limits::CONFIG_BYTES {
+        return Err(KitError::ConfigTooLarge(given.size));
+    }
+    if given.digest != manifest.config.digest {
+        return Err(KitError::OtherConfig(Box::new(Mismatch::Digest { expected: manifest.config.digest, got: given.digest })));
+    }
+    Ok(())
+}
+
+/// An entry of the config that has a layer.
+struct Entry {
+    at: String,
+    kind: LayerKind,
+    path: RelPath,
+    name: Option<String>,
+    digest: Digest,
+    diff_id: Option<Digest>,
+}
+
+/// An entry of the config as it stands there.
+struct Raw<'a> {
+    at: String,
+    kind: LayerKind,
+    path: &'a str,
+    name: &'a str,
+    content: Content,
+    /// Whether it may be without a layer although the others have one.
+    bodiless: bool,
+}
+
+fn raw_entries(config: &Config) -> Vec<Raw<'_>> {
+    let mut raw = Vec::new();
+    let mut add = |at: String, kind, path, name, content, bodiless| raw.push(Raw { at, kind, path, name, content, bodiless });
+    if let Some(model) = &config.model {
+        add("model".to_owned(), LayerKind::Model, model.path.as_str(), model.name.as_str(), model.content, model.path.is_empty());
+        for (position, part) in model.parts.iter().enumerate() {
+            add(format!("model.parts[{position}]"), LayerKind::ModelPart, &part.path, &part.name, part.content, false);
+        }
+    }
+    for (position, code) in config.code.iter().enumerate() {
+        add(format!("code[{position}]"), LayerKind::Code, &code.path, "", code.content, false);
+    }
+    for (position, set) in config.datasets.iter().enumerate() {
+        let remote = !set.remote_path.is_empty();
+        add(format!("datasets[{position}]"), LayerKind::Dataset, &set.path, &set.name, set.content, remote);
+    }
+    for (position, doc) in config.docs.iter().enumerate() {
+        add(format!("docs[{position}]"), LayerKind::Docs, &doc.path, "", doc.content, false);
+    }
+    for (position, prompt) in config.prompts.iter().enumerate() {
+        add(format!("prompts[{position}]"), LayerKind::Prompt, &prompt.path, &prompt.name, prompt.content, false);
+    }
+    raw
+}
+
+/// The entries that have a layer, in the config's order.
+fn entries(config: &Config) -> Result<Vec<Entry>, KitError> {
+    if let Some(model) = &config.model
+        && model.content.digest.is_none()
+        && is_kit_reference(&model.path)
+    {
+        return Err(NotYet::ModelReference(model.path.clone()).into());
+    }
+    let raw = raw_entries(config);
+    let bodies = || raw.iter().filter(|entry| !entry.bodiless || entry.content.digest.is_some());
+    if bodies().next().is_some() && bodies().all(|entry| entry.content.digest.is_none()) {
+        return Err(NotYet::Legacy.into());
+    }
+    bodies()
+        .map(|Raw { at, kind, path, name, content, .. }| {
+            let digest = content.digest.ok_or_else(|| KitError::Mixed { at: at.clone() })?;
+            let path = declared(&format!("the config's `{at}`"), path)?;
+            let name = Some(*name).filter(|name| !name.is_empty()).map(str::to_owned);
+            Ok(Entry { at: at.clone(), kind: *kind, path, name, digest, diff_id: content.diff_id })
+        })
+        .collect()
+}
+
+/// Pairs layers and entries. The same digest may stand on both sides several times; then the first is paired with the first.
+fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec<Descriptor>), KitError> {
+    let mut open: BTreeMap<(Digest, &'static str), VecDeque<Entry>> = BTreeMap::new();
+    for entry in entries {
+        open.entry((entry.digest, entry.kind.name())).or_default().push_back(entry);
+    }
+    let (mut layers, mut unplaced) = (Vec::new(), Vec::new());
+    for (position, layer) in manifest.layers.iter().enumerate() {
+        let oci::Layer { descriptor, annotations } = layer;
+        let annotated = annotations.get("org.cncf.model.filepath");
+        let Some(media) = Media::parse(&descriptor.media_type) else {
+            let named = open.keys().any(|(digest, _)| *digest == descriptor.digest);
+            if named || annotated.is_some() {
+                return Err(KitError::UnknownLayer { digest: descriptor.digest, media_type: descriptor.media_type.clone() });
+            }
+            unplaced.push(descriptor.clone());
+            continue;
+        };
+        let kind = match annotations.get("ml.kitops.modelkit.layer-subtype").map(String::as_str) {
+            Some("prompt") if media.kind == LayerKind::Code => LayerKind::Prompt,
+            _ => media.kind,
+        };
+        let entry = open.get_mut(&(descriptor.digest, kind.name())).and_then(VecDeque::pop_front);
+        let (path, name, diff_id) = match (entry, annotated) {
+            (Some(entry), _) => (entry.path, entry.name, entry.diff_id),
+            (None, Some(path)) => (declared(&format!("the manifest's `layers[{position}]`"), path)?, None, None),
+            (None, None) => {
+                unplaced.push(descriptor.clone());
+                continue;
+            }
+        };
+        let (archive, compression) = mountable(descriptor, media)?;
+        let spec = LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression };
+        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name });
+    }
+    if let Some(entry) = open.into_values().flatten().next() {
+        return Err(KitError::NoSuchLayer { at: entry.at, digest: entry.digest, kind: entry.kind });
+    }
+    check_meanings(&layers)?;
+    Ok((layers, unplaced))
+}
+
+/// How a layer is read, if it is of a sort that can be mounted.
+fn mountable(descriptor: &Descriptor, media: Media) -> Result<(Archive, Compression), NotYet> {
+    let archive = match media.format {
+        Format::Tar => Archive::Tar,
+        Format::Raw => return Err(NotYet::Raw(descriptor.digest)),
+    };
+    let compression = match media.coding {
+        Coding::None => Compression::None,
+        Coding::Gzip => Compression::Gzip,
+        Coding::Zstd => return Err(NotYet::Zstd(descriptor.digest)),
+    };
+    Ok((archive, compression))
+}
+
+/// The store knows a layer by its digest alone, so all that is said of one digest must agree.
+fn check_meanings(layers: &[KitLayer]) -> Result<(), KitError> {
+    let mut known: HashMap<Digest, &LayerSpec> = HashMap::new();
+    for KitLayer { spec, .. } in layers {
+        let first = known.entry(spec.descriptor.digest).or_insert(spec);
+        let same = first.descriptor.size == spec.descriptor.size
+            && first.archive == spec.archive
+            && first.compression == spec.compression
+            && first.diff_id == spec.diff_id;
+        if !same {
+            return Err(KitError::TwoMeanings(spec.descriptor.digest));
+        }
+    }
+    Ok(())
+}
+
+/// A path as kit means it: cleaned, and the folder that was packed if it is empty.
+fn declared(at: &str, path: &str) -> Result<RelPath, KitError> {
+    let refuse = |source| KitError::Path { at: at.to_owned(), source };
+    let mut clean: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            // One that nothing stands before leads out, which the parser below will say.
+            ".." if clean.last().is_some_and(|last| *last != "..") => _ = clean.pop(),
+            "" | "." => {}
+            part => clean.push(part),
+        }
+    }
+    let clean = clean.join("/");
+    let clean = if path.starts_with('/') { format!("/{clean}") } else { clean };
+    let path = RelPath::parse(clean.as_bytes()).map_err(refuse)?;
+    if path.components().next() == Some(KITFILE.as_bytes()) {
+        return Err(KitError::Reserved { at: at.to_owned(), path });
+    }
+    Ok(path)
+}
+
+/// Kit's rule: a path with a `:` or `@` that parses as a reference is one, with or without a registry.
+fn is_kit_reference(path: &str) -> bool {
+    path.contains([':', '@']) && (path.parse::<Reference>().is_ok() || format!("localhost/{path}").parse::<Reference>().is_ok())
+}
+
+fn remote(config: &Config) -> Result<Vec<RemoteDataset>, KitError> {
+    let sets = config.datasets.iter().enumerate().filter(|(_, set)| !set.remote_path.is_empty() && set.content.digest.is_none());
+    sets.map(|(position, set)| {
+        let path = declared(&format!("the config's `datasets[{position}]`"), &set.path)?;
+        Ok(RemoteDataset { path, address: set.remote_path.clone() })
+    })
+    .collect()
+}
+
+fn summary(config: &Config) -> Summary {
+    let package = &config.package;
+    Summary {
+        name: package.name.clone(),
+        version: package.version.clone(),
+        description: package.description.clone(),
+        license: package.license.clone(),
+        authors: package.authors.clone(),
+        model: config.model.as_ref().map(|model| ModelSummary {
+            name: model.name.clone(),
+            framework: model.framework.clone(),
+            format: model.format.clone(),
+            version: model.version.clone(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

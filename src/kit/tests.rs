@@ -1,0 +1,249 @@
+use super::*;
+use crate::digest::Algorithm;
+use crate::fixtures::{self, verified};
+
+const TAR: &str = "application/vnd.kitops.modelkit.dataset.v1.tar";
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let cause = error.source().map(|cause| format!(": {}", chain(cause)));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+fn plan_case(case: &fixtures::Case) -> Result<Kit, KitError> {
+    let manifest = case.manifest();
+    Kit::plan(&manifest, &case.blob(&Kit::config(&manifest)?))
+}
+
+/// A digest that is told from others by its number.
+fn digest(number: u8) -> String {
+    format!("sha256:{}", format!("{number:02x}").repeat(32))
+}
+
+fn layer(media_type: &str, number: u8) -> String {
+    format!(r#"{{"mediaType":"{media_type}","digest":"{}","size":{number}}}"#, digest(number))
+}
+
+fn annotated(media_type: &str, number: u8, path: &str) -> String {
+    layer(media_type, number).replace('}', &format!(r#","annotations":{{"org.cncf.model.filepath":"{path}"}}}}"#))
+}
+
+fn plan(layers: &[String], config: &str) -> Result<Kit, KitError> {
+    let media_type = "application/vnd.kitops.modelkit.config.v1+json";
+    let config = verified(media_type, Bytes::copy_from_slice(config.as_bytes()));
+    let Descriptor { digest, size, .. } = config.descriptor();
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}},"layers":[{}]}}"#,
+        layers.join(",")
+    );
+    Kit::plan(&verified(oci::IMAGE_MANIFEST, Bytes::from(manifest)), &config)
+}
+
+fn datasets(entries: &[(&str, u8)]) -> String {
+    let entries: Vec<String> =
+        entries.iter().map(|(path, number)| format!(r#"{{"path":"{path}","digest":"{}"}}"#, digest(*number))).collect();
+    format!(r#"{{"datasets":[{}]}}"#, entries.join(","))
+}
+
+#[test]
+fn every_fixture_is_planned_or_named() {
+    for case in fixtures::cases("kits") {
+        let outcome = plan_case(&case);
+        let not_yet = match case.name.as_str() {
+            "era-0.1.3" | "era-0.2.5-plain" | "era-0.4.0-legacy-names" | "era-0.4.0-one-blob-three-places" | "era-0.4.0-overlap" => "0.5",
+            "modelpack-by-kit" | "modelpack-raw" | "modelpack-tar" => "ModelPack",
+            "raw-layers" | "raw-compressed" => "raw file",
+            "zstd-tars" => "zstd",
+            "reference-chain" => "another kit",
+            _ => {
+                let kit = outcome.unwrap_or_else(|error| panic!("{}: {}", case.name, chain(&error)));
+                assert_eq!(kit.manifest.digest.to_string(), case.case["digest"].as_str().expect("a digest"));
+                let written = std::fs::read(case.folder.join("Kitfile"));
+                if let Ok(written) = written {
+                    assert_eq!(kit.kitfile, written, "{}", case.name);
+                }
+                assert!(kit.unplaced.is_empty(), "{}", case.name);
+                continue;
+            }
+        };
+        let error = outcome.expect_err(&case.name);
+        assert!(matches!(error, KitError::NotYet(_)) && error.to_string().contains(not_yet), "{}: {error}", case.name);
+    }
+}
+
+#[test]
+fn hostile_fixtures_are_refused_where_manifest_and_config_are_wrong() {
+    let refused = [
+        ("config-bit-flip", "the config is not the one that the manifest names: expected digest"),
+        ("config-names-other-layer", "no (further) dataset layer of that digest"),
+        ("config-not-json", "the config is malformed"),
+        ("manifest-5mib", "the manifest has"),
+        ("mixed-eras", "has no digest although other entries have one"),
+        ("raw-climbs", "raw file"),
+        ("reference-loop", "another kit"),
+    ];
+    for case in fixtures::cases("hostile") {
+        let outcome = plan_case(&case);
+        match refused.iter().find(|(name, _)| *name == case.name) {
+            Some((_, part)) => {
+                let text = chain(&outcome.expect_err(&case.name));
+                assert!(text.contains(part), "{}: {text}", case.name);
+            }
+            None => {
+                let kit = outcome.unwrap_or_else(|error| panic!("{}: {}", case.name, chain(&error)));
+                assert_eq!(kit.unplaced.len(), usize::from(case.name == "unknown-layer-kind"), "{}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn paths_are_cleaned_as_kit_cleans_them() {
+    for (written, path) in [
+        ("data", "data"),
+        ("./data/", "data"),
+        ("", "."),
+        (".", "."),
+        ("./", "."),
+        ("a//b/./c", "a/b/c"),
+        ("a/../b", "b"),
+        ("a/b/../../c", "c"),
+        ("..a/b..", "..a/b.."),
+        ("sub/Kitfile", "sub/Kitfile"),
+    ] {
+        let kit = plan(&[layer(TAR, 1)], &datasets(&[(written, 1)])).expect(written);
+        assert_eq!(kit.layers[0].path.to_string(), path, "{written}");
+        assert!(kit.layers[0].prefix.is_root());
+    }
+    let long = "a/".repeat(300);
+    for (written, part) in [
+        ("/data", "absolute"),
+        ("//", "absolute"),
+        ("..", "`..`"),
+        ("../data", "`..`"),
+        ("a/../../b", "`..`"),
+        ("../../x", "`..`"),
+        ("a\\u0000b", "NUL"),
+        (&long, "levels deep"),
+        ("Kitfile", "the generated Kitfile"),
+        ("./Kitfile/x", "the generated Kitfile"),
+    ] {
+        let text = chain(&plan(&[layer(TAR, 1)], &datasets(&[(written, 1)])).expect_err(written));
+        assert!(text.contains("datasets[0]") && text.contains(part), "{written}: {text}");
+    }
+}
+
+#[test]
+fn entries_and_layers_are_paired_by_digest() {
+    let paths = |kit: &Kit| kit.layers.iter().map(|layer| (layer.spec.descriptor.size, layer.path.to_string())).collect::<Vec<_>>();
+    // In the manifest's order, whatever the config's is.
+    let kit = plan(&[layer(TAR, 1), layer(TAR, 2)], &datasets(&[("b", 2), ("a", 1)])).expect("a plan");
+    assert_eq!(paths(&kit), [(1, "a".into()), (2, "b".into())]);
+    // One digest several times: the first belongs to the first.
+    let kit = plan(&[layer(TAR, 1), layer(TAR, 2), layer(TAR, 1)], &datasets(&[("a", 1), ("b", 1), ("c", 2)])).expect("a plan");
+    assert_eq!(paths(&kit), [(1, "a".into()), (2, "c".into()), (1, "b".into())]);
+    // Not named by the config: placed by an annotation, or left out.
+    let kit = plan(&[annotated(TAR, 1, "./x/"), layer(TAR, 2)], "{}").expect("a plan");
+    assert_eq!(paths(&kit), [(1, "x".into())]);
+    assert_eq!(kit.unplaced.len(), 1);
+    // The config decides over the annotation.
+    let kit = plan(&[annotated(TAR, 1, "x")], &datasets(&[("a", 1)])).expect("a plan");
+    assert_eq!(paths(&kit), [(1, "a".into())]);
+}
+
+#[test]
+fn config_and_manifest_that_disagree_are_refused() {
+    let model = "application/vnd.kitops.modelkit.model.v1.tar";
+    let gzip = "application/vnd.kitops.modelkit.dataset.v1.tar+gzip";
+    let unknown = "application/vnd.kitops.modelkit.firmware.v1.tar";
+    let other_size = layer(TAR, 1).replace(r#""size":1"#, r#""size":2"#);
+    let two = datasets(&[("a", 1), ("b", 1)]);
+    let digests = format!(r#"{{"datasets":[{{"digest":"{0}","diffId":"{0}"}},{{"digest":"{0}","path":"b"}}]}}"#, digest(1));
+    for (layers, config, part) in [
+        (vec![], datasets(&[("a", 1)]), "`datasets[0]` is the layer sha256:0101"),
+        (vec![layer(TAR, 1)], two.clone(), "`datasets[1]` is the layer"),
+        (vec![layer(model, 1)], datasets(&[("a", 1)]), "no (further) dataset layer"),
+        (vec![layer(unknown, 1)], datasets(&[("a", 1)]), "unknown media type"),
+        (vec![annotated(unknown, 1, "x")], "{}".into(), "unknown media type"),
+        (vec![annotated("application/vnd.oci.image.layer.v1.tar", 1, "x")], "{}".into(), "unknown media type"),
+        (vec![annotated(TAR, 1, "../x")], "{}".into(), "the path of the manifest's `layers[0]` is not allowed"),
+        (vec![layer(TAR, 1), other_size], two.clone(), "different sizes"),
+        (vec![layer(TAR, 1), layer(gzip, 1)], two, "different sizes, compressions"),
+        (vec![layer(TAR, 1), layer(TAR, 1)], digests, "or diffIds"),
+        (vec![layer(TAR, 1)], r#"{"datasets":[{"path":"a","digest":"sha256:00"}]}"#.into(), "the config's `datasets[0].digest`"),
+        (vec![layer(TAR, 1)], r#"{"datasets":[{"path":7}]}"#.into(), "`datasets[0].path` should be a string, it is a number"),
+        (vec![layer(TAR, 1)], r#"{"datasets":{}}"#.into(), "`datasets` should be an array"),
+        (vec![layer(TAR, 1)], r#"{"datasets":[],"datasets":[]}"#.into(), "stands there twice"),
+        (vec![layer(TAR, 1)], r#"{"Datasets":[]}"#.into(), "but for the case"),
+        (vec![layer(TAR, 1)], r#"{"datasets":[{"path":"a"}]}"#.into(), "before 0.5"),
+    ] {
+        let text = chain(&plan(&layers, &config).expect_err(&config));
+        assert!(text.contains(part), "{config}: {text}");
+    }
+}
+
+#[test]
+fn what_has_no_layer_is_told_from_what_misses_one() {
+    let part = "application/vnd.kitops.modelkit.modelpart.v1.tar";
+    let parts = |model: &str| format!(r#"{{"model":{{{model}"parts":[{{"path":"p","digest":"{}"}}]}}}}"#, digest(1));
+    // A model that consists of its parts.
+    assert_eq!(plan(&[layer(part, 1)], &parts("")).expect("a plan").layers.len(), 1);
+    assert!(matches!(plan(&[layer(part, 1)], &parts(r#""path":"m","#)), Err(KitError::Mixed { at }) if at == "model"));
+    for reference in
+        ["reg.example/a/b:v1", "a/b:v1", "weights:v2", "a@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
+    {
+        let outcome = plan(&[layer(part, 1)], &parts(&format!(r#""path":"{reference}","#)));
+        assert!(matches!(outcome, Err(KitError::NotYet(NotYet::ModelReference(_)))), "{reference}");
+    }
+    let remote = format!(r#"{{"datasets":[{{"path":"far","remotePath":"s3://b/k"}},{{"path":"a","digest":"{}"}}]}}"#, digest(1));
+    let kit = plan(&[layer(TAR, 1)], &remote).expect("a plan");
+    assert_eq!((kit.layers.len(), kit.remote[0].address.as_str(), kit.remote[0].path.to_string().as_str()), (1, "s3://b/k", "far"));
+    assert!(plan(&[], "{}").expect("a plan").layers.is_empty());
+}
+
+#[test]
+fn shared_layers_are_those_at_the_root_or_above_others() {
+    for (paths, shared) in [
+        (&["a", "b"][..], &[][..]),
+        (&["."], &[0]),
+        (&["a", "."], &[1]),
+        (&["a", "a/b", "ab"], &[0]),
+        (&["a/b", "a", "a/b/c", "a/b-c"], &[0, 1]),
+        (&["a", "a"], &[]),
+        (&["a", "a", "a/b"], &[0, 1]),
+    ] {
+        let entries: Vec<(&str, u8)> = paths.iter().copied().zip(1..).collect();
+        let layers: Vec<String> = (1..=paths.len() as u8).map(|number| layer(TAR, number)).collect();
+        assert_eq!(plan(&layers, &datasets(&entries)).expect("a plan").shared(), shared, "{paths:?}");
+    }
+}
+
+#[test]
+fn only_a_kit_is_planned() {
+    let manifest = |artifact_type: &str, config: &str| {
+        let digest = Digest::of(Algorithm::Sha256, b"{}");
+        let text = format!(
+            r#"{{"schemaVersion":2,"artifactType":"{artifact_type}","config":{{"mediaType":"{config}","digest":"{digest}","size":2}}}}"#
+        );
+        let config = verified(config, Bytes::from_static(b"{}"));
+        Kit::plan(&verified(oci::IMAGE_MANIFEST, Bytes::from(text)), &config)
+    };
+    let config = "application/vnd.kitops.modelkit.config.v1+json";
+    assert!(manifest("", config).is_ok());
+    assert!(manifest("application/vnd.kitops.modelkit.manifest.v1+json", "x/y").is_ok());
+    for claim in ["application/vnd.cncf.model.manifest.v1+json", "application/vnd.cnai.model.manifest.v1+json"] {
+        assert!(matches!(manifest(claim, config), Err(KitError::NotYet(NotYet::ModelPack(_)))));
+    }
+    assert!(matches!(manifest("", "application/vnd.cncf.model.config.v1+json"), Err(KitError::NotYet(NotYet::ModelPack(_)))));
+    let text = manifest("", "application/vnd.oci.image.config.v1+json").expect_err("an image").to_string();
+    assert!(text.contains("not a ModelKit") && text.contains("oci.image.config"), "{text}");
+    let other = verified(config, Bytes::from_static(b"{ }"));
+    let case = fixtures::cases("kits").remove(0);
+    assert!(matches!(Kit::plan(&case.manifest(), &other), Err(KitError::OtherConfig(_))));
+}
+
+#[test]
+fn the_config_is_limited() {
+    let padded = |length: u64| format!("{{{}}}", " ".repeat(length as usize - 2));
+    assert!(plan(&[], &padded(limits::CONFIG_BYTES)).is_ok());
+    assert!(matches!(plan(&[], &padded(limits::CONFIG_BYTES + 1)), Err(KitError::ConfigTooLarge(_))));
+}

@@ -1,0 +1,352 @@
+//! From a reference to a kit: what `mount`, `pull`, `inspect` and `verify` do first, and do alike.
+//!
+//! A tag is asked for once; from then on its digest is the only name. Manifest and config are checked before they are read, and kept in
+//! the cache, so that a kit that was here once needs no network by digest, and none by tag if the user says so. No layer is touched.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::failure::ErrorClass;
+use crate::kit::{Kit, KitError};
+use crate::oci::{Reference, Transport};
+use crate::source::{self, Pin, Source, SourceError, SourceOptions};
+use crate::store::{Store, StoreError};
+use crate::verify::{Mismatch, Verified};
+
+/// A kit that stands on one digest.
+#[derive(Debug, Clone)]
+pub struct Pinned {
+    /// The plan.
+    pub kit: Kit,
+    /// The manifest.
+    pub manifest: Verified<Bytes>,
+    /// The config.
+    pub config: Verified<Bytes>,
+    /// The reference that was resolved.
+    pub reference: Reference,
+    /// Who says that this manifest is the one.
+    pub pin: PinnedBy,
+    /// Where layers can be had.
+    pub source: Arc<dyn Source>,
+}
+
+/// Who says that a manifest is the one that is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinnedBy {
+    /// The user, who wrote the digest.
+    User,
+    /// The source, which was asked just now.
+    Source,
+    /// The cache, which knows what the source said last.
+    Cache,
+}
+
+/// Why a reference came to no kit.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The source did not give what was asked for.
+    #[error("cannot resolve {reference}")]
+    Source {
+        /// The reference.
+        reference: String,
+        /// True if the cache knows what it meant last.
+        remembered: bool,
+        /// What the source said.
+        #[source]
+        source: Box<SourceError>,
+    },
+    /// A document is not what its digest says, also when it was fetched once more.
+    #[error("the {what} of {reference} is not what its digest says")]
+    Content {
+        /// The reference.
+        reference: String,
+        /// `manifest` or `config`.
+        what: &'static str,
+        /// Expected and got.
+        #[source]
+        source: Box<Mismatch>,
+    },
+    /// It is no kit that may be mounted.
+    #[error("{reference} cannot be used")]
+    Kit {
+        /// The reference, with the digest that it was resolved to.
+        reference: String,
+        /// Why not.
+        #[source]
+        source: Box<KitError>,
+    },
+    /// The cache failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nothing may be asked for, and the cache does not know the reference.
+    #[error("{reference} was never resolved with this cache, and `--offline` forbids to ask for it")]
+    NeverResolved {
+        /// The reference.
+        reference: String,
+    },
+    /// Nothing may be asked for, and a document is not in the cache.
+    #[error("the {what} {digest} is not in the cache, and `--offline` forbids to ask for it")]
+    NotCached {
+        /// `manifest` or `config`.
+        what: &'static str,
+        /// Its digest.
+        digest: Digest,
+    },
+}
+
+impl ResolveError {
+    /// What kind of trouble it is.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Source { source, .. } => ErrorClass::of_source(source),
+            Self::Content { .. } => ErrorClass::Content,
+            Self::Kit { .. } => ErrorClass::Refused,
+            Self::Store(error) => error.class(),
+            Self::NeverResolved { .. } | Self::NotCached { .. } => ErrorClass::Network,
+        }
+    }
+}
+
+/// Finds the kit that `reference` names. Blocks for [`crate::limits::BEFORE_MOUNT_S`] at most; not on a thread of `runtime`.
+pub fn kit(reference: &Reference, options: &SourceOptions, store: &Store, runtime: &Handle) -> Result<Pinned, ResolveError> {
+    let resolver = Resolver { reference, store };
+    let source = source::open(reference, options).map_err(|error| resolver.failed(error.into()))?;
+    // A layout is no network.
+    let documents = if options.offline && matches!(reference.transport(), Transport::Registry(_)) {
+        resolver.kept()
+    } else {
+        runtime.block_on(source::before_mount(&*source, resolver.documents(&*source)))
+    };
+    let (manifest, config, pin) = documents.map_err(|failure| resolver.failed(failure))?;
+    let kit = Kit::plan(&manifest, &config).map_err(|error| resolver.refused(manifest.descriptor().digest, error))?;
+    Ok(Pinned { kit, manifest, config, reference: reference.clone(), pin, source })
+}
+
+struct Resolver<'a> {
+    reference: &'a Reference,
+    store: &'a Store,
+}
+
+/// Manifest, config, and who says that they are the ones.
+type Documents = (Verified<Bytes>, Verified<Bytes>, PinnedBy);
+
+/// A [`ResolveError`] that does not know its reference yet.
+enum Failure {
+    Source(Box<SourceError>),
+    Content { what: &'static str, mismatch: Box<Mismatch> },
+    Kit { manifest: Digest, error: Box<KitError> },
+    Store(StoreError),
+    NeverResolved,
+    NotCached { what: &'static str, digest: Digest },
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::Source(Box::new(error))
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Resolver<'_> {
+    async fn documents(&self, source: &dyn Source) -> Result<Documents, Failure> {
+        let (manifest, pin) = match self.kept_by_digest()? {
+            Some(manifest) => (manifest, PinnedBy::User),
+            None => self.resolve(source).await?,
+        };
+        let descriptor = self.config_of(&manifest)?;
+        let config = match self.store.document(&descriptor)? {
+            Some(config) => config,
+            None => self.fetch(source, &descriptor).await?,
+        };
+        Ok((manifest, config, pin))
+    }
+
+    /// The manifest, if the reference names its digest and the cache has it.
+    fn kept_by_digest(&self) -> Result<Option<Verified<Bytes>>, StoreError> {
+        let Some(digest) = self.reference.digest() else { return Ok(None) };
+        let Some(descriptor) = self.store.remembered(&digest.to_string())? else { return Ok(None) };
+        // What is remembered is the size; the digest is the user's.
+        self.store.document(&Descriptor { digest, ..descriptor })
+    }
+
+    async fn resolve(&self, source: &dyn Source) -> Result<(Verified<Bytes>, PinnedBy), Failure> {
+        let mut resolved = source.resolve().await?;
+        let mut checked = resolved.manifest.verify(&resolved.descriptor);
+        if checked.is_err() {
+            resolved = source.resolve().await?;
+            checked = resolved.manifest.verify(&resolved.descriptor);
+        }
+        let manifest = checked.map_err(|mismatch| Failure::Content { what: "manifest", mismatch: Box::new(mismatch) })?;
+        let pin = match resolved.pin {
+            Pin::ByUser => PinnedBy::User,
+            Pin::BySource => PinnedBy::Source,
+        };
+        self.store.put_document(&manifest)?;
+        self.store.remember(&manifest.descriptor().digest.to_string(), manifest.descriptor())?;
+        if pin == PinnedBy::Source {
+            self.store.remember(&self.reference.to_string(), manifest.descriptor())?;
+        }
+        Ok((manifest, pin))
+    }
+
+    async fn fetch(&self, source: &dyn Source, descriptor: &Descriptor) -> Result<Verified<Bytes>, Failure> {
+        let mut checked = source.document(descriptor).await?.verify(descriptor);
+        if checked.is_err() {
+            checked = source.document(descriptor).await?.verify(descriptor);
+        }
+        let config = checked.map_err(|mismatch| Failure::Content { what: "config", mismatch: Box::new(mismatch) })?;
+        self.store.put_document(&config)?;
+        Ok(config)
+    }
+
+    fn kept(&self) -> Result<Documents, Failure> {
+        let (manifest, pin) = match self.reference.digest() {
+            Some(digest) => (self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?, PinnedBy::User),
+            None => {
+                let descriptor = self.store.remembered(&self.reference.to_string())?.ok_or(Failure::NeverResolved)?;
+                let missing = Failure::NotCached { what: "manifest", digest: descriptor.digest };
+                (self.store.document(&descriptor)?.ok_or(missing)?, PinnedBy::Cache)
+            }
+        };
+        let descriptor = self.config_of(&manifest)?;
+        let config = self.store.document(&descriptor)?;
+        Ok((manifest, config.ok_or(Failure::NotCached { what: "config", digest: descriptor.digest })?, pin))
+    }
+
+    fn config_of(&self, manifest: &Verified<Bytes>) -> Result<Descriptor, Failure> {
+        Kit::config(manifest).map_err(|error| Failure::Kit { manifest: manifest.descriptor().digest, error: Box::new(error) })
+    }
+
+    fn failed(&self, failure: Failure) -> ResolveError {
+        let reference = self.reference.to_string();
+        match failure {
+            Failure::Source(source) => {
+                // Only for a hint: if it cannot be read, there is none.
+                let remembered = self.store.remembered(&reference).is_ok_and(|descriptor| descriptor.is_some());
+                ResolveError::Source { reference, remembered, source }
+            }
+            Failure::Content { what, mismatch } => ResolveError::Content { reference, what, source: mismatch },
+            Failure::Kit { manifest, error } => self.refused(manifest, *error),
+            Failure::Store(error) => ResolveError::Store(error),
+            Failure::NeverResolved => ResolveError::NeverResolved { reference },
+            Failure::NotCached { what, digest } => ResolveError::NotCached { what, digest },
+        }
+    }
+
+    fn refused(&self, manifest: Digest, error: KitError) -> ResolveError {
+        ResolveError::Kit { reference: self.reference.with_digest(manifest), source: Box::new(error) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::fixtures::{self, Case};
+
+    struct Stage {
+        folder: tempfile::TempDir,
+        store: Store,
+        runtime: Runtime,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let store = Store::open(&folder.path().join("cache")).expect("a cache");
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+            Self { folder, store, runtime }
+        }
+
+        fn resolve(&self, reference: &str, offline: bool) -> Result<Pinned, ResolveError> {
+            let options = SourceOptions { offline, ..SourceOptions::default() };
+            kit(&reference.parse().expect(reference), &options, &self.store, self.runtime.handle())
+        }
+    }
+
+    fn case(kind: &str, name: &str) -> Case {
+        fixtures::cases(kind).into_iter().find(|case| case.name == name).expect(name)
+    }
+
+    #[test]
+    fn a_kit_that_was_here_once_needs_its_source_no_more() {
+        let stage = Stage::new();
+        let layout = stage.folder.path().join("layout");
+        let reference = case("kits", "all-kinds-plain").lay_out(&layout);
+        let pinned = stage.resolve(&reference, false).expect("a kit");
+        assert_eq!((pinned.pin, pinned.kit.layers.len()), (PinnedBy::Source, 9));
+        let digest = pinned.kit.manifest.digest;
+        fs::remove_dir_all(layout.join("blobs")).expect("ours");
+        assert!(matches!(stage.resolve(&reference, false), Err(ResolveError::Source { remembered: true, .. })));
+        let again = stage.resolve(&format!("{reference}@{digest}"), false).expect("all of it is kept");
+        assert_eq!((again.pin, again.kit.kitfile), (PinnedBy::User, pinned.kit.kitfile));
+        // Content is known by its digest, wherever it came from.
+        let elsewhere = stage.resolve(&format!("127.0.0.1:1/acme/kit:v1@{digest}"), true).expect("kept");
+        assert_eq!((elsewhere.pin, elsewhere.kit.manifest.digest), (PinnedBy::User, digest));
+    }
+
+    #[test]
+    fn offline_takes_what_a_tag_meant_last() {
+        let stage = Stage::new();
+        let reference = "127.0.0.1:1/acme/kit:v1";
+        let error = stage.resolve(reference, true).expect_err("nothing is known of it");
+        assert!(matches!(error, ResolveError::NeverResolved { .. }), "{error}");
+        let case = case("kits", "all-kinds-plain");
+        let manifest = case.manifest();
+        stage.store.remember(reference, manifest.descriptor()).expect("room");
+        let missing = |what| matches!(stage.resolve(reference, true), Err(ResolveError::NotCached { what: got, .. }) if got == what);
+        assert!(missing("manifest"));
+        stage.store.put_document(&manifest).expect("room");
+        assert!(missing("config"));
+        let config = case.blob(&Kit::config(&manifest).expect("a kit"));
+        stage.store.put_document(&config).expect("room");
+        let pinned = stage.resolve(reference, true).expect("everything is there");
+        assert_eq!((pinned.pin, pinned.kit.manifest.digest), (PinnedBy::Cache, manifest.descriptor().digest));
+        let refused = stage.runtime.block_on(pinned.source.resolve()).expect_err("offline is offline");
+        assert!(refused.to_string().contains("--offline"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_classed() {
+        for (name, class, part) in [
+            ("config-bit-flip", ErrorClass::Content, "the config of oci:"),
+            ("config-not-json", ErrorClass::Refused, "cannot be used"),
+            ("manifest-5mib", ErrorClass::Network, "cannot resolve"),
+        ] {
+            let stage = Stage::new();
+            let reference = case("hostile", name).lay_out(&stage.folder.path().join("layout"));
+            let error = stage.resolve(&reference, false).expect_err(name);
+            assert_eq!(error.class(), class, "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_kept_document_that_was_damaged_is_fetched_again() {
+        let stage = Stage::new();
+        let layout = stage.folder.path().join("layout");
+        let reference = case("kits", "all-kinds-plain").lay_out(&layout);
+        let pinned = stage.resolve(&reference, false).expect("a kit");
+        for kept in fs::read_dir(stage.folder.path().join("cache/v1/blobs")).expect("the documents") {
+            let path = kept.expect("a document").path();
+            let mut bytes = fs::read(&path).expect("ours");
+            bytes[7] ^= 1;
+            fs::remove_file(&path).expect("ours");
+            fs::write(&path, bytes).expect("room");
+        }
+        let pinned_again = stage.resolve(&format!("{reference}@{}", pinned.kit.manifest.digest), false).expect("fetched again");
+        assert_eq!(pinned_again.kit.kitfile, pinned.kit.kitfile);
+    }
+}

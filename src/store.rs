@@ -1,0 +1,338 @@
+//! The cache: layers that were verified, cut into files that the kernel can serve by itself.
+//!
+//! The store is one of the two modules that make a witness: a [`VerifiedLayer`] comes from an ingest that matched its descriptor, from
+//! [`Store::recall`] or from [`Store::adopt`], and from nowhere else. It knows layers by what manifest and config say of them, and gets their bytes from
+//! a [`Source`]; it knows neither kits nor mounts.
+//!
+//! # Layout
+//!
+//! ```text
+//! <cache>/lock                       decisions about what is in its place
+//!         v1/locks/<layer>.use       flock, shared, of everybody who has the layer open
+//!            locks/<layer>.ingest    flock of whoever fetches or verifies it; holds the progress record
+//!            locks/<layer>.ingest.N  the same, for one who works beside a silent one (N = 1, 2)
+//!            index/<layer>           the index, mapped; outlives the layer
+//!            layers/<layer>/pack     the uncompressed stream without the big members' bytes
+//!                           N.data   the bytes of the big member with the ordinal N
+//!                           visible  in which boot it was stored, and the digest of its uncompressed content
+//!                           durable  says that all of the above is on disk
+//!            ingest/<layer>.<random>/  a layer that is being stored: the same files, and `begun` (boot and version)
+//!            trash/                  what was withdrawn and is being removed
+//!            blobs/<digest>          manifests and configs
+//!            references/<digest of the reference>  what it was last resolved to
+//! ```
+//!
+//! `<layer>` and `<digest>` are `algorithm-hex`. Everything below `v1` is for our user alone (0700), files in their place are 0444 and are never written or
+//! cut again: others have them mapped. What replaces a file or directory comes by rename.
+//!
+//! # What a recalled layer rests on
+//!
+//! Nobody but the owner of the cache can write below `v1`; a layer is renamed into its place only after its blob matched; and each file still has
+//! the size, mode and change time that its index says. That catches accidents. It does not catch somebody who acts as the same user.
+//!
+//! # Only the store vouches for a layer
+//!
+//! ```compile_fail
+//! # use kitfs::store::VerifiedLayer;
+//! let forged = VerifiedLayer(todo!()); // the field is private
+//! ```
+//! ```compile_fail
+//! # use kitfs::store::layer::{Parts, VerifiedLayer};
+//! # fn forge(store: &std::sync::Arc<kitfs::store::Inner>, parts: Parts) {
+//! let forged = VerifiedLayer::new(store, parts); // the modules are private
+//! # }
+//! ```
+//! ```compile_fail
+//! # use kitfs::store::ingest::Ingest;
+//! # fn forge(ingest: Ingest<'_>) {
+//! let unchecked = ingest.commit(); // nobody else can begin one
+//! # }
+//! ```
+//! ```compile_fail
+//! # use kitfs::verify::Matched;
+//! let proof = Matched(()); // what puts a layer into its place comes out of a check that ended well
+//! ```
+
+mod cut;
+mod dir;
+mod documents;
+mod durable;
+mod error;
+mod fetch;
+mod flight;
+mod host;
+mod ingest;
+mod layer;
+mod locks;
+mod progress;
+mod recall;
+mod recheck;
+mod replay;
+mod work;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::index::Index;
+use crate::layer::LayerSpec;
+use crate::limits;
+use crate::source::Source;
+use crate::verify::Verified;
+
+pub use error::StoreError;
+pub use layer::{Content, Held, VerifiedLayer};
+pub use progress::{Activity, Progress};
+pub use recall::Recall;
+
+use dir::Dir;
+use error::disk;
+use host::Abilities;
+use layer::{Parts, check_pack};
+use locks::{IngestLock, UseLock};
+use progress::Record;
+use recheck::Found;
+use work::WorkDir;
+
+/// A cache directory. Clones share what is open.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+/// What all modules of the store work on.
+#[derive(Debug)]
+struct Inner {
+    top: Dir,
+    locks: Dir,
+    index: Dir,
+    layers: Dir,
+    ingest: Dir,
+    trash: Dir,
+    blobs: Dir,
+    references: Dir,
+    uid: u32,
+    /// `None` if it cannot be known; then nothing is ever of this boot.
+    boot: Option<String>,
+    abilities: Abilities,
+    flights: flight::Flights,
+    /// Layers of which a file was seen to be different, with the index that it was compared with.
+    doubts: Mutex<HashMap<Digest, recall::Identity>>,
+    unsynced: Mutex<Vec<File>>,
+}
+
+/// Where a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerState {
+    /// Here.
+    Cached,
+    /// Not here, but somebody on this host fetches it.
+    Fetching,
+    /// Not here.
+    Absent,
+}
+
+/// What came of [`Store::verify`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The layer is not here.
+    Absent,
+    /// It is what it should be.
+    Sound,
+    /// It was not, and is not in the cache any more.
+    Damaged {
+        /// The digest of the blob, or of its uncompressed content if the blob is compressed.
+        expected: Digest,
+        /// What the bytes on disk have.
+        got: Digest,
+    },
+}
+
+impl Store {
+    /// Opens the cache below `dir`, made if it is not there. Refuses a directory that somebody else owns or may write into, and filesystems on which locks,
+    /// renames and change times cannot be relied on.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_in_boot(dir, host::boot_id())
+    }
+
+    /// [`Store::open`] with a boot id of the caller's choice: what was stored under another one (or under none) and was not synced is verified once more
+    /// before it is used.
+    pub fn open_in_boot(dir: &Path, boot: Option<String>) -> Result<Self, StoreError> {
+        let uid = rustix::process::geteuid().as_raw();
+        let top = Dir::open_top(dir, uid)?;
+        host::refuse_unsuitable(&top)?;
+        let v1 = top.subdirectory("v1", uid)?;
+        let sub = |name| v1.subdirectory(name, uid);
+        let ingest = sub("ingest")?;
+        let abilities = host::probe(&ingest)?;
+        let inner = Inner {
+            locks: sub("locks")?,
+            index: sub("index")?,
+            layers: sub("layers")?,
+            trash: sub("trash")?,
+            blobs: sub("blobs")?,
+            references: sub("references")?,
+            ingest,
+            top,
+            uid,
+            boot,
+            abilities,
+            flights: flight::Flights::default(),
+            doubts: Mutex::default(),
+            unsynced: Mutex::default(),
+        };
+        let store = Self(Arc::new(inner));
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// Who owns the cache. What it says is only as good as this user; for others it is verified only if they trust him.
+    pub fn owner_uid(&self) -> u32 {
+        self.0.uid
+    }
+
+    /// Where the cache is.
+    pub fn dir(&self) -> &Path {
+        self.0.top.path()
+    }
+
+    /// The names in a layer, if this host ever stored it, whether it is here or not. Touches no network and never waits.
+    pub fn names(&self, spec: &LayerSpec) -> Result<Option<Index>, StoreError> {
+        Ok(recall::index(&self.0, spec)?.map(|(_, index)| index))
+    }
+
+    /// Looks whether the layer is here. Cheap: no byte of it is read, and nothing is waited for.
+    ///
+    /// That what is found is verified is an assertion about the cache's owner, see the module's documentation.
+    pub fn recall(&self, spec: &LayerSpec) -> Result<Recall, StoreError> {
+        recall::recall(&self.0, spec)
+    }
+
+    /// Gets the layer: recalls it, or verifies once more what is doubtful, or fetches it. Blocks, possibly for as long as a large layer takes, so it
+    /// belongs on a thread of its own (not one of `runtime`, which must have its time driver).
+    ///
+    /// Of all who ask at once, in this process and others, one works and the rest wait. One that died is replaced at once (by way of what it left, for
+    /// plain layers), one that gives no sign of life for [`limits::SILENCE_SECONDS`] is worked beside. What a source said is told to nobody who has another
+    /// one; errors of the disk are everybody's. A blob that does not match is fetched once more from scratch.
+    pub fn ensure(&self, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: &Handle) -> Result<VerifiedLayer, StoreError> {
+        fetch::ensure(&self.0, spec, source, runtime)
+    }
+
+    /// Waits until the layer (and every document put here before) would survive a power cut.
+    pub fn sync(&self, layer: &VerifiedLayer) -> Result<(), StoreError> {
+        documents::sync(&self.0)?;
+        durable::wait(&self.0, layer)
+    }
+
+    /// How far whoever works on the layer is, in any process, or how the last one ended; `None` if nobody ever did.
+    pub fn progress(&self, layer: &Digest) -> Option<Progress> {
+        let mut all = Vec::new();
+        for place in 0..limits::FETCHERS_PER_LAYER {
+            if let Ok(Some(file)) = IngestLock::look(&self.0.locks, layer, place)
+                && let Some(record) = Record::read(&file)
+            {
+                all.push((IngestLock::held(&file), record));
+            }
+        }
+        // Those at work before those that ended, the newest first.
+        all.into_iter().max_by_key(|(held, record)| (*held, record.at())).map(|(held, record)| record.progress(held))
+    }
+
+    /// Whether the layer is here, on its way or neither. Cheap.
+    pub fn state(&self, layer: &Digest) -> LayerState {
+        if let Ok(Some(_)) = self.0.layers.stat(&layer.file_name()) {
+            return LayerState::Cached;
+        }
+        let worked_on = |place| matches!(IngestLock::look(&self.0.locks, layer, place), Ok(Some(file)) if IngestLock::held(&file));
+        if (0..limits::FETCHERS_PER_LAYER).any(worked_on) { LayerState::Fetching } else { LayerState::Absent }
+    }
+
+    /// Keeps a document. It is durable after the next [`Store::sync`].
+    pub fn put_document(&self, document: &Verified<Bytes>) -> Result<(), StoreError> {
+        documents::put(&self.0, document)
+    }
+
+    /// A document that was kept; hashed now, and removed if it is not what `descriptor` says.
+    pub fn document(&self, descriptor: &Descriptor) -> Result<Option<Verified<Bytes>>, StoreError> {
+        documents::get(&self.0, descriptor)
+    }
+
+    /// Keeps what `reference` was resolved to.
+    pub fn remember(&self, reference: &str, manifest: &Descriptor) -> Result<(), StoreError> {
+        documents::remember(&self.0, reference, manifest)
+    }
+
+    /// What `reference` was resolved to when it last was.
+    pub fn remembered(&self, reference: &str) -> Result<Option<Descriptor>, StoreError> {
+        documents::remembered(&self.0, reference)
+    }
+
+    /// Reads the whole layer back from disk and compares its digest with the descriptor (of a compressed one: the digest of its uncompressed content with
+    /// the `diffId`, or with the one that was recorded). A damaged layer is withdrawn, and so is one that the disk cannot read (which is an error). A lost or
+    /// damaged index is made anew.
+    pub fn verify(&self, spec: &LayerSpec) -> Result<Verdict, StoreError> {
+        let store = &*self.0;
+        let layer = &spec.descriptor.digest;
+        if store.layers.stat(&layer.file_name())?.is_none() {
+            return Ok(Verdict::Absent);
+        }
+        let _in_use = UseLock::take(&store.locks, layer)?;
+        let Some(dir) = store.layers.open_dir(&layer.file_name())? else { return Ok(Verdict::Absent) };
+        let work = WorkDir::begin(store, layer)?;
+        let found = recheck::recheck(store, spec, &dir, &work, &mut |_| {});
+        match &found {
+            Ok(Found::Damaged { .. }) => recheck::withdraw(store, layer, &dir)?,
+            Err(error) if recheck::is_lost(error) => recheck::withdraw(store, layer, &dir)?,
+            _ => {}
+        }
+        Ok(match found? {
+            Found::Sound => Verdict::Sound,
+            Found::Damaged { expected, got } => Verdict::Damaged { expected, got },
+        })
+    }
+
+    /// The layers that are here.
+    pub fn layers(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut layers: Vec<_> = self.0.layers.list()?.iter().filter_map(|name| Digest::from_file_name(name)).collect();
+        layers.sort_unstable();
+        Ok(layers)
+    }
+
+    /// Takes over a layer that was kept in use while the process that had it open died. Its descriptors say the same as then, or it is doubtful.
+    pub fn adopt(&self, spec: &LayerSpec, held: Held) -> Result<VerifiedLayer, StoreError> {
+        let layer = spec.descriptor.digest;
+        let doubtful = |file: &str, reason| StoreError::Doubtful { layer, file: file.to_owned(), reason };
+        let (index_file, pack) = (File::from(held.index), File::from(held.pack));
+        let index = Index::map(&index_file, &layer).map_err(|error| doubtful("index", error.to_string()))?;
+        recall::agrees(spec, &index)?;
+        check_pack(&pack, &index).map_err(|reason| doubtful("pack", reason))?;
+        let dir = Dir::adopt(held.dir, self.0.layers.path_of(&layer.file_name()));
+        let parts = Parts { spec: spec.clone(), lock: UseLock::adopt(held.lock), dir, pack, index_file, index };
+        Ok(VerifiedLayer::new(&self.0, parts))
+    }
+
+    /// Removes what others left behind when they died. Large files take their time, so only looking is done here.
+    fn sweep(&self) -> Result<(), StoreError> {
+        if self.0.trash.list()?.is_empty() && self.0.ingest.list()?.is_empty() {
+            return Ok(());
+        }
+        let store = Arc::clone(&self.0);
+        let sweep = move || -> Result<(), StoreError> {
+            for name in store.trash.list()? {
+                store.trash.remove_tree(&name)?;
+            }
+            WorkDir::sweep(&store)
+        };
+        let swept = thread::Builder::new().name("kitfs-sweep".into()).spawn(move || {
+            if let Err(error) = sweep() {
+                tracing::warn!(error = error.chain(), "what was left behind could not be removed");
+            }
+        });
+        swept.map(drop).map_err(disk("starting a thread to remove what was left behind"))
+    }
+}

@@ -1,0 +1,130 @@
+//! Small things: manifests and configs by digest, and what a reference meant when it was last resolved.
+//!
+//! Documents are hashed at each use, so nothing rests on how they got here. A remembered reference is an assertion of the cache's owner.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::Inner;
+use super::cut::COMMITTED;
+use super::dir::Dir;
+use super::error::{StoreError, disk};
+use crate::descriptor::Descriptor;
+use crate::digest::{Algorithm, Digest};
+use crate::limits;
+use crate::verify::{Unverified, Verified};
+
+/// See [`super::Store::put_document`].
+pub(super) fn put(store: &Inner, document: &Verified<Bytes>) -> Result<(), StoreError> {
+    let Descriptor { digest, size, .. } = document.descriptor();
+    let name = digest.file_name();
+    // Damage is noticed when it is read; what has the right size is not written again at every mount.
+    if store.blobs.stat(&name)?.is_some_and(|stat| u64::try_from(stat.st_size) == Ok(*size)) {
+        return Ok(());
+    }
+    write(store, &store.blobs, &name, document)
+}
+
+/// See [`super::Store::document`].
+pub(super) fn get(store: &Inner, descriptor: &Descriptor) -> Result<Option<Verified<Bytes>>, StoreError> {
+    let name = descriptor.digest.file_name();
+    let Some(file) = store.blobs.open(&name)? else { return Ok(None) };
+    let what = || format!("reading {}", store.blobs.path_of(&name).display());
+    let length = file.metadata().map_err(disk(what()))?.len();
+    let mut bytes = Vec::new();
+    if length == descriptor.size {
+        file.take(length).read_to_end(&mut bytes).map_err(disk(what()))?;
+    }
+    match Unverified::new(Bytes::from(bytes)).verify(descriptor) {
+        Ok(document) => Ok(Some(document)),
+        Err(mismatch) => {
+            tracing::warn!(digest = %descriptor.digest, %mismatch, "a document of the cache is damaged and is removed");
+            store.blobs.unlink(&name)?;
+            Ok(None)
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    /// The reference itself, because the file is named by its digest.
+    reference: String,
+    media_type: String,
+    digest: Digest,
+    size: u64,
+}
+
+/// See [`super::Store::remember`].
+pub(super) fn remember(store: &Inner, reference: &str, manifest: &Descriptor) -> Result<(), StoreError> {
+    if remembered(store, reference)?.as_ref() == Some(manifest) {
+        return Ok(());
+    }
+    let Descriptor { media_type, digest, size } = manifest.clone();
+    let record = Remembered { reference: reference.to_owned(), media_type, digest, size };
+    let text = serde_json::to_vec(&record).map_err(|error| disk("writing down a reference")(std::io::Error::from(error)))?;
+    if text.len() as u64 > limits::RECORD_BYTES {
+        return Err(disk("writing down a reference")(std::io::Error::from(std::io::ErrorKind::FileTooLarge)));
+    }
+    write(store, &store.references, &reference_name(reference), &text)
+}
+
+/// See [`super::Store::remembered`].
+pub(super) fn remembered(store: &Inner, reference: &str) -> Result<Option<Descriptor>, StoreError> {
+    let name = reference_name(reference);
+    let Some(file) = store.references.open(&name)? else { return Ok(None) };
+    let mut text = Vec::new();
+    file.take(limits::RECORD_BYTES)
+        .read_to_end(&mut text)
+        .map_err(disk(format!("reading {}", store.references.path_of(&name).display())))?;
+    // A damaged record is none.
+    let Ok(record) = serde_json::from_slice::<Remembered>(&text) else { return Ok(None) };
+    let Remembered { reference: of, media_type, digest, size } = record;
+    Ok((of == reference).then_some(Descriptor { media_type, digest, size }))
+}
+
+/// Syncs what was written here since the last call.
+pub(super) fn sync(store: &Inner) -> Result<(), StoreError> {
+    let files = std::mem::take(&mut *store.unsynced.lock().unwrap_or_else(PoisonError::into_inner));
+    if files.is_empty() {
+        return Ok(());
+    }
+    for file in files {
+        rustix::fs::fsync(&file).map_err(disk("syncing a document"))?;
+    }
+    store.blobs.sync()?;
+    store.references.sync()
+}
+
+fn reference_name(reference: &str) -> String {
+    Digest::of(Algorithm::Sha256, reference.as_bytes()).file_name()
+}
+
+/// Writes a file and renames it to its name. It is synced when somebody asks for it ([`sync`]): one that a power cut leaves empty is fetched again.
+fn write(store: &Inner, dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let temporary = format!("document.{:016x}", fastrand::u64(..));
+    let outcome = write_as(&store.ingest, &temporary, bytes).and_then(|file| {
+        store.ingest.rename_over(&temporary, dir, name)?;
+        let mut unsynced = store.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        if unsynced.len() < limits::UNSYNCED_DOCUMENTS {
+            unsynced.push(file);
+        }
+        Ok(())
+    });
+    if outcome.is_err() {
+        let _ = store.ingest.unlink(&temporary);
+    }
+    outcome
+}
+
+fn write_as(dir: &Dir, name: &str, bytes: &[u8]) -> Result<File, StoreError> {
+    let what = || format!("writing {}", dir.path_of(name).display());
+    let mut file = dir.create(name)?;
+    file.write_all(bytes).map_err(disk(what()))?;
+    rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what()))?;
+    // Opened before the writer is closed, so that the sync hears of every error.
+    dir.open(name)?.ok_or_else(|| disk(what())(rustix::io::Errno::NOENT))
+}

@@ -1,0 +1,163 @@
+//! From visible to durable: a layer may be used as soon as its digest matched, and is on disk some time later.
+//!
+//! `durable` is a positive record: it is made after files, index and directories were synced, and synced itself. Whoever syncs a layer holds a flock on
+//! its `visible`, so that one does. The one who stored the layer syncs through descriptors that were opened before the files' last writers were
+//! closed, and so hears of every error. Anybody else may have missed one, drops what is cached of the files and hashes them once more.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, FlockOperation};
+use rustix::io::Errno;
+
+use super::Inner;
+use super::cut::COMMITTED;
+use super::dir::Dir;
+use super::error::{StoreError, disk};
+use super::layer::VerifiedLayer;
+use super::locks::{IngestLock, try_lock};
+use super::progress::{Activity, Reporter};
+use super::recall::{DURABLE, VISIBLE};
+use super::recheck::{self, Found};
+use crate::failure::ErrorClass;
+use crate::layer::LayerSpec;
+use crate::limits;
+use crate::verify::Mismatch;
+
+/// What is to be synced, and by whom.
+pub(super) struct Job {
+    pub(super) store: Arc<Inner>,
+    pub(super) spec: LayerSpec,
+    pub(super) dir: Dir,
+    /// `visible`, locked for as long as the job lasts.
+    pub(super) _lock: File,
+    pub(super) how: How,
+}
+
+/// How it is made sure that what is on disk is what was verified.
+pub(super) enum How {
+    /// By syncing these descriptors, which cannot have missed an error.
+    Kept(Vec<File>),
+    /// By syncing, and reading everything again from disk.
+    Reread,
+}
+
+/// Syncs on a thread of its own. If there can be none, somebody else does it at the next recall.
+pub(super) fn start(job: Job) {
+    let layer = job.spec.descriptor.digest;
+    let started = thread::Builder::new().name("kitfs-sync".into()).spawn(move || {
+        if let Err(error) = run(&job) {
+            tracing::error!(layer = %job.spec.descriptor.digest, error = error.chain(), "a layer could not be synced");
+            report(&job, error);
+        }
+    });
+    if let Err(error) = started {
+        tracing::warn!(%layer, %error, "no thread to sync a layer");
+    }
+}
+
+fn run(job: &Job) -> Result<(), StoreError> {
+    let synced = match &job.how {
+        How::Kept(files) => sync_files(files, &job.dir),
+        How::Reread => reread(&job.store, &job.spec, &job.dir),
+    };
+    let lost = |error: &StoreError| recheck::is_lost(error) || (synced.is_err() && may_have_cost_bytes(error));
+    let outcome = synced.clone().and_then(|()| record(&job.store, &job.spec, &job.dir));
+    // If it is not lost (there was no room to say that it is durable, no descriptor), the next one to recall it tries again.
+    if outcome.as_ref().is_err_and(lost)
+        && let Err(error) = recheck::withdraw(&job.store, &job.spec.descriptor.digest, &job.dir)
+    {
+        tracing::error!(layer = %job.spec.descriptor.digest, error = error.chain(), "a layer could not be withdrawn");
+    }
+    outcome
+}
+
+/// Leaves the error where `status` finds it, unless somebody works on the layer already.
+fn report(job: &Job, error: StoreError) {
+    if let Ok(Some(lock)) = IngestLock::attempt(&job.store.locks, &job.spec.descriptor.digest, 0) {
+        let reporter = Reporter::begin(&lock, "", job.spec.descriptor.size, Activity::Checking);
+        reporter.end::<()>(&Err(error));
+    }
+}
+
+fn sync_files(files: &[File], dir: &Dir) -> Result<(), StoreError> {
+    for file in files {
+        rustix::fs::fsync(file).map_err(disk(format!("syncing a file in {}", dir.path().display())))?;
+    }
+    Ok(())
+}
+
+/// Syncs all files of a layer and drops what is cached of them, so that the next one to read them reads the disk.
+pub(super) fn sync_and_drop(dir: &Dir) -> Result<(), StoreError> {
+    for name in dir.list()? {
+        if let Some(file) = dir.open(&name)? {
+            rustix::fs::fsync(&file).map_err(disk(format!("syncing {}", dir.path_of(&name).display())))?;
+            // Pages that are mapped stay; it is asked for, not relied on.
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+        }
+    }
+    Ok(())
+}
+
+fn reread(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), StoreError> {
+    sync_and_drop(dir)?;
+    match recheck::read_back(store, spec, dir, None, &mut |_| {})?.found {
+        Found::Sound => Ok(()),
+        Found::Damaged { expected, got } => Err(StoreError::content(spec.descriptor.digest, Mismatch::Digest { expected, got })),
+    }
+}
+
+/// True for errors by which a sync says that pages could not be written: they may be gone by now.
+fn may_have_cost_bytes(error: &StoreError) -> bool {
+    matches!(error.class(), ErrorClass::Disk(libc::EIO | libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Makes the names durable, and then says so. The files are synced.
+pub(super) fn record(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), StoreError> {
+    let what = |name: &str| format!("syncing {}", dir.path_of(name).display());
+    if let Some(visible) = dir.open(VISIBLE)? {
+        rustix::fs::fsync(&visible).map_err(disk(what(VISIBLE)))?;
+    }
+    dir.sync()?;
+    let name = spec.descriptor.digest.file_name();
+    if let Some(index) = store.index.open(&name)? {
+        rustix::fs::fsync(&index).map_err(disk(format!("syncing {}", store.index.path_of(&name).display())))?;
+    }
+    store.index.sync()?;
+    store.layers.sync()?;
+    if dir.stat(DURABLE)?.is_none() {
+        let file = dir.create(DURABLE)?;
+        rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what(DURABLE)))?;
+        rustix::fs::fsync(&file).map_err(disk(what(DURABLE)))?;
+        dir.sync()?;
+    }
+    Ok(())
+}
+
+/// See [`super::Store::sync`].
+pub(super) fn wait(store: &Arc<Inner>, layer: &VerifiedLayer) -> Result<(), StoreError> {
+    let (spec, dir) = (layer.spec(), layer.dir());
+    let digest = &spec.descriptor.digest;
+    let begin = Instant::now();
+    loop {
+        if dir.stat(DURABLE)?.is_some() {
+            return Ok(());
+        }
+        if !store.layers.names(&digest.file_name(), dir)? {
+            let reason = "the layer was withdrawn before it was synced".to_owned();
+            return Err(StoreError::Doubtful { layer: *digest, file: DURABLE.into(), reason });
+        }
+        let visible = dir.open(VISIBLE)?.ok_or_else(|| disk(format!("opening {}", dir.path_of(VISIBLE).display()))(Errno::NOENT))?;
+        let free = try_lock(&visible, FlockOperation::NonBlockingLockExclusive).map_err(disk("locking `visible`"))?;
+        // Whoever had the lock may have been done in between.
+        if (free && dir.stat(DURABLE)?.is_none()) || begin.elapsed().as_secs() >= limits::SYNC_WAIT_SECONDS {
+            let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());
+            return run(&Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: visible, how: How::Reread });
+        }
+        if !free {
+            thread::sleep(Duration::from_millis(limits::LOCK_POLL_MILLIS));
+        }
+    }
+}

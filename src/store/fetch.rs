@@ -1,0 +1,206 @@
+//! Getting a layer here: whose turn it is, what is done first, and how often.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use tokio::runtime::Handle;
+
+use super::Inner;
+use super::error::StoreError;
+use super::flight::{Claim, Turn, Watch};
+use super::ingest::Ingest;
+use super::layer::VerifiedLayer;
+use super::locks::IngestLock;
+use super::progress::{Activity, Reporter};
+use super::recall::{Recall, recall};
+use super::recheck::{self, Found};
+use super::work::WorkDir;
+use crate::layer::LayerSpec;
+use crate::limits;
+use crate::source::Source;
+
+/// See [`super::Store::ensure`].
+pub(super) fn ensure(
+    store: &Arc<Inner>,
+    spec: &LayerSpec,
+    source: &Arc<dyn Source>,
+    runtime: &Handle,
+) -> Result<VerifiedLayer, StoreError> {
+    loop {
+        if let Recall::Ready(layer) = recall(store, spec)? {
+            return Ok(layer);
+        }
+        match store.flights.join(&spec.descriptor.digest, source) {
+            Turn::Look => {}
+            Turn::Failed(error) => return Err(error),
+            Turn::Lead(leader) => {
+                let outcome = lead(store, spec, source, runtime);
+                leader.end(&outcome);
+                return outcome;
+            }
+        }
+    }
+}
+
+/// Works on the layer, or waits until another process that does is done.
+fn lead(store: &Arc<Inner>, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: &Handle) -> Result<VerifiedLayer, StoreError> {
+    let mut watch = Watch::new();
+    loop {
+        match watch.claim(&store.locks, &spec.descriptor.digest, source.name(), Instant::now())? {
+            Claim::Mine(lock) => return work(store, spec, source, runtime, &lock),
+            Claim::Failed(error) => return Err(error),
+            Claim::Busy => thread::sleep(Duration::from_millis(limits::LOCK_POLL_MILLIS)),
+        }
+        if let Recall::Ready(layer) = recall(store, spec)? {
+            return Ok(layer);
+        }
+    }
+}
+
+fn work(
+    store: &Arc<Inner>,
+    spec: &LayerSpec,
+    source: &Arc<dyn Source>,
+    runtime: &Handle,
+    lock: &IngestLock,
+) -> Result<VerifiedLayer, StoreError> {
+    // Whoever had the lock before may have stored it.
+    if let Recall::Ready(layer) = recall(store, spec)? {
+        return Ok(layer);
+    }
+    let mut reporter = Reporter::begin(lock, source.name(), spec.descriptor.size, Activity::Fetching);
+    let outcome = rounds(store, spec, source, runtime, &mut reporter);
+    reporter.end(&outcome);
+    outcome
+}
+
+/// Verifies or fetches until the layer is ready.
+fn rounds(
+    store: &Arc<Inner>,
+    spec: &LayerSpec,
+    source: &Arc<dyn Source>,
+    runtime: &Handle,
+    reporter: &mut Reporter<'_>,
+) -> Result<VerifiedLayer, StoreError> {
+    for _ in 0..limits::ENSURE_ROUNDS {
+        match recall(store, spec)? {
+            Recall::Ready(layer) => return Ok(layer),
+            Recall::Doubtful => verify_again(store, spec, reporter)?,
+            Recall::Absent => {
+                if let Some(layer) = fetch(store, spec, source, runtime, reporter)? {
+                    return Ok(layer);
+                }
+            }
+        }
+    }
+    let reason = format!("it was different again after {} verifications", limits::ENSURE_ROUNDS);
+    Err(StoreError::Doubtful { layer: spec.descriptor.digest, file: "the layer".into(), reason })
+}
+
+/// Finds out whether a doubtful layer is sound. If so, the next recall is ready; if not, it is absent.
+fn verify_again(store: &Arc<Inner>, spec: &LayerSpec, reporter: &mut Reporter<'_>) -> Result<(), StoreError> {
+    let layer = &spec.descriptor.digest;
+    let Some(dir) = store.layers.open_dir(&layer.file_name())? else { return Ok(()) };
+    reporter.activity(Activity::Checking, 0);
+    let durable = dir.stat(super::recall::DURABLE)?.is_some();
+    if !durable {
+        super::durable::sync_and_drop(&dir)?;
+    }
+    let work = WorkDir::begin(store, layer)?;
+    let found = recheck::recheck(store, spec, &dir, &work, &mut |bytes| {
+        reporter.tick(bytes);
+    });
+    match found {
+        Ok(Found::Sound) => recheck::make_durable(store, spec, &dir),
+        Ok(Found::Damaged { expected, got }) => {
+            tracing::warn!(%layer, %expected, %got, "a layer of the cache was damaged and is withdrawn");
+            recheck::withdraw(store, layer, &dir)
+        }
+        // The next round tells.
+        Err(StoreError::Doubtful { .. }) => Ok(()),
+        Err(error) if recheck::is_lost(&error) => {
+            tracing::warn!(%layer, error = error.chain(), "a layer of the cache cannot be read and is withdrawn");
+            recheck::withdraw(store, layer, &dir)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Fetches the layer; once more from scratch if what came is not what the descriptor says. `None` if somebody else was faster.
+fn fetch(
+    store: &Arc<Inner>,
+    spec: &LayerSpec,
+    source: &Arc<dyn Source>,
+    runtime: &Handle,
+    reporter: &mut Reporter<'_>,
+) -> Result<Option<VerifiedLayer>, StoreError> {
+    let layer = &spec.descriptor.digest;
+    let mut mismatches = 0;
+    loop {
+        let resumed = match mismatches {
+            0 => {
+                reporter.activity(Activity::Checking, 0);
+                Ingest::resume(store, spec, &mut |bytes| {
+                    reporter.tick(bytes);
+                })?
+            }
+            _ => None,
+        };
+        let from_disk = resumed.is_some();
+        let ingest = match resumed {
+            Some(ingest) => ingest,
+            None => Ingest::begin(store, spec)?,
+        };
+        reporter.activity(Activity::Fetching, ingest.seen());
+        match stream(store, spec, source, runtime, reporter, ingest) {
+            Err(error @ StoreError::Content { .. }) => {
+                tracing::warn!(%layer, source = source.name(), error = error.chain(), from_disk, "a layer does not match");
+                // Half of it came from disk, so nobody knows whose fault it is; there is nothing left to go on from the next time.
+                if !from_disk {
+                    mismatches += 1;
+                }
+                if mismatches >= limits::MISMATCHES {
+                    return Err(error);
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Lets the source's bytes flow into the ingest.
+fn stream(
+    store: &Arc<Inner>,
+    spec: &LayerSpec,
+    source: &Arc<dyn Source>,
+    runtime: &Handle,
+    reporter: &mut Reporter<'_>,
+    mut ingest: Ingest<'_>,
+) -> Result<Option<VerifiedLayer>, StoreError> {
+    let name = spec.descriptor.digest.file_name();
+    let from = ingest.seen();
+    if from < spec.descriptor.size {
+        let tick = Duration::from_secs(limits::TICK_SECONDS);
+        let mut blob = source.blob(&spec.descriptor, from);
+        loop {
+            // The time-out is only there to tick: how long bytes may fail to come is the source's own limit.
+            let next = runtime.block_on(async { tokio::time::timeout(tick, blob.next()).await });
+            match next {
+                Ok(None) => break,
+                Ok(Some(Ok(chunk))) => ingest.write(chunk)?,
+                Ok(Some(Err(error))) => {
+                    ingest.suspend();
+                    return Err(StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(error) });
+                }
+                Err(_) => {}
+            }
+            // One who was taken for stopped, or works beside one who was, may find that it is done.
+            if reporter.tick(ingest.seen()) && store.layers.stat(&name)?.is_some() {
+                return Ok(None);
+            }
+        }
+    }
+    ingest.commit()
+}

@@ -1,0 +1,143 @@
+//! The locks of the store. Order: ingest, use, `lock`.
+//!
+//! All are flocks: the kernel lets go of them when their holder dies, however it dies, and two descriptors of one process contend like two
+//! processes. Lock files are never unlinked, so that nobody can hold a lock on a file that others do not find any more.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::dir::Dir;
+use super::error::{StoreError, disk};
+use crate::digest::Digest;
+use crate::limits;
+
+/// Takes `operation` (a non-blocking one) on `file`; false if somebody else is in the way.
+pub(super) fn try_lock(file: impl AsFd, operation: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits for a lock that is only ever held for a moment. One that is held longer than [`limits::DECISION_SECONDS`] is held by somebody who is stopped.
+fn wait_for(file: &File, operation: FlockOperation, layer: &str, what: &str) -> Result<(), StoreError> {
+    let begin = Instant::now();
+    while !try_lock(file, operation).map_err(disk(format!("locking {what}")))? {
+        if begin.elapsed().as_secs() >= limits::DECISION_SECONDS {
+            let seconds = begin.elapsed().as_secs();
+            return Err(StoreError::Silent { layer: layer.to_owned(), what: what.to_owned(), seconds });
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Decisions about the whole cache are made while this is held: what is in its place, what is withdrawn. Never I/O.
+#[derive(Debug)]
+pub(super) struct DecisionLock {
+    _file: File,
+}
+
+impl DecisionLock {
+    /// Takes the lock of the cache below `top`.
+    pub(super) fn take(top: &Dir) -> Result<Self, StoreError> {
+        let file = top.lock_file("lock")?;
+        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of the cache")?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// A layer is in use as long as somebody holds this, shared. Who wants to evict it takes it exclusively.
+#[derive(Debug)]
+pub(super) struct UseLock(OwnedFd);
+
+impl UseLock {
+    /// Takes the lock without waiting; `None` if nobody ever stored the layer, or if it is being evicted right now.
+    pub(super) fn existing(locks: &Dir, layer: &Digest) -> Result<Option<Self>, StoreError> {
+        let name = Self::name(layer);
+        let Some(file) = locks.open(&name)? else { return Ok(None) };
+        let taken = try_lock(&file, FlockOperation::NonBlockingLockShared).map_err(disk(format!("locking {name}")))?;
+        Ok(taken.then(|| Self(file.into())))
+    }
+
+    /// Takes the lock, which is made if it is not there.
+    pub(super) fn take(locks: &Dir, layer: &Digest) -> Result<Self, StoreError> {
+        let file = locks.lock_file(&Self::name(layer))?;
+        wait_for(&file, FlockOperation::NonBlockingLockShared, &layer.to_string(), "the use lock")?;
+        Ok(Self(file.into()))
+    }
+
+    /// A lock that somebody else took and handed to us.
+    pub(super) fn adopt(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// A second descriptor of the same lock: it is held until both are closed.
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
+    fn name(layer: &Digest) -> String {
+        format!("{}.use", layer.file_name())
+    }
+}
+
+/// Whoever fetches or re-verifies a layer holds this. There are a few of them, because one who is silent may be worked beside: place 0 is
+/// `<layer>.ingest`, the others `<layer>.ingest.<place>`. The file holds the progress record.
+#[derive(Debug)]
+pub(super) struct IngestLock {
+    file: File,
+}
+
+impl IngestLock {
+    /// Takes the lock without waiting.
+    pub(super) fn attempt(locks: &Dir, layer: &Digest, place: usize) -> Result<Option<Self>, StoreError> {
+        let name = Self::name(layer, place);
+        let file = locks.lock_file(&name)?;
+        let taken = try_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
+        Ok(taken.then_some(Self { file }))
+    }
+
+    /// Opens the file to look at the record; `None` if nobody ever worked on the layer at this place.
+    pub(super) fn look(locks: &Dir, layer: &Digest, place: usize) -> Result<Option<File>, StoreError> {
+        locks.open(&Self::name(layer, place))
+    }
+
+    /// True if somebody holds the lock. It is taken shared for a moment, which at worst makes another one look once more.
+    pub(super) fn held(file: &File) -> bool {
+        match try_lock(file, FlockOperation::NonBlockingLockShared) {
+            Ok(taken) => {
+                if taken {
+                    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+                }
+                !taken
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The file, for the progress record.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn name(layer: &Digest, place: usize) -> String {
+        match place {
+            0 => format!("{}.ingest", layer.file_name()),
+            place => format!("{}.ingest.{place}", layer.file_name()),
+        }
+    }
+}
+
+impl AsFd for UseLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

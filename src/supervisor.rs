@@ -1,0 +1,550 @@
+//! The process that owns a mount: it keeps the device, the shared page and the descriptors of open layers, and sees to it that a worker serves.
+//!
+//! It is small so that it does not die: one thread and a listener, no runtime, nothing from outside but what its own workers and `kitfs umount` say. It
+//! mounts through fuser and then forgets fuser's session, because a worker's death must not unmount, and takes the mount down by itself ([`crate::umount`]).
+//!
+//! A worker's death costs its readers nothing: RESEND makes the kernel send again what the dead one had not answered. How it died decides what happens
+//! next. A plain SIGKILL is somebody else's doing; any other death was its own, and if a request was in a handler at two of those, that request is answered with
+//! an error from then on.
+
+mod session;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::error::Error;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use self::session::Mounted;
+use self::worker::{Death, Worker};
+use crate::control::{FromSupervisor, FromWorker, Received};
+use crate::daemon::Ready;
+use crate::limits::{
+    HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, OWN_DEATHS_MAX, OWN_DEATHS_WINDOW, RESTART_DELAY_FIRST, RESTART_DELAY_MAX, START_LIMIT,
+    STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
+};
+use crate::log::Destination;
+use crate::mountinfo;
+use crate::page::{IoMode, Page};
+use crate::plan::MountPlan;
+use crate::run::{self, Alive, MountDir, MountRecord, MountState, Phase};
+use crate::store::Held;
+use crate::umount::{self, Detached, Request, Response};
+
+/// Why a mount did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// The kernel or `fusermount3` refused the mount.
+    #[error("cannot mount at {mountpoint}")]
+    Mount {
+        /// Where.
+        mountpoint: String,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that the supervisor needs for itself failed.
+    #[error("cannot prepare the mount: {what}")]
+    Own {
+        /// What it was for.
+        what: &'static str,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No worker came to serve.
+    #[error("the mount cannot be served: {0}")]
+    Worker(String),
+    /// It was taken down before it served.
+    #[error("the mount was taken down before it served")]
+    Ended,
+}
+
+/// Mounts and serves until the mount is gone, and removes `dir`, whose lock is `alive`. `ready` is told once whether the mount came about; if whoever
+/// waits for that is gone by then, nothing stays mounted.
+pub fn run(plan: &MountPlan, dir: &MountDir, log: &Destination, alive: Alive, ready: Ready) -> Result<(), SupervisorError> {
+    let mut ready = Some(ready);
+    let mut outcome = Supervisor::new(plan, dir, log).and_then(|mut supervisor| supervisor.serve(&mut ready));
+    if let Err(error) = dir.remove() {
+        tracing::warn!(error = &error as &dyn Error, "run directory of the mount");
+    }
+    drop(alive);
+    if let Some(ready) = ready {
+        let error = outcome.err().unwrap_or(SupervisorError::Ended);
+        ready.failed(&run::chain(&error), None, 1);
+        outcome = Err(error);
+    }
+    outcome
+}
+
+struct Supervisor<'a> {
+    plan: &'a MountPlan,
+    plan_fd: OwnedFd,
+    /// Where workers log to.
+    log: &'a Destination,
+    mounted: Mounted,
+    page: Page,
+    dir: &'a MountDir,
+    since: String,
+    signals: OwnedFd,
+    requests: Receiver<(Request, SyncSender<Response>)>,
+    wake: Arc<OwnedFd>,
+    worker: Option<Worker>,
+    /// Killed workers that have not ended yet: stuck in the kernel.
+    lost: Vec<Worker>,
+    held: BTreeMap<u16, Held>,
+    /// When the next worker may start, while none runs.
+    start_at: Instant,
+    /// Starts in a row that did not come to serve.
+    unready: u32,
+    own_deaths: Vec<Instant>,
+    /// How often a request was in a handler at a death of the kind that a request can cause.
+    suspects: HashMap<u64, u32>,
+    ticks: Ticks,
+    /// Nobody may wait: the mount is being taken down, or was, with files still open.
+    stopping: bool,
+    /// It is out of the tree.
+    detached: bool,
+    failure: Option<String>,
+}
+
+struct Ticks {
+    next: Instant,
+    heartbeat: u64,
+    rounds: u64,
+    silent: u32,
+}
+
+/// One tick of the supervisor. It counts its own ticks and not the clock, so that a suspended machine or a clock that jumps is one tick.
+const TICK: Duration = Duration::from_secs(1);
+
+impl<'a> Supervisor<'a> {
+    fn new(plan: &'a MountPlan, dir: &'a MountDir, log: &'a Destination) -> Result<Self, SupervisorError> {
+        let own = |what| move |source| SupervisorError::Own { what, source };
+        worker::raise_descriptor_limit();
+        let plan_fd = plan.seal().map_err(own("its plan"))?;
+        let signals = worker::signals().map_err(own("signals"))?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
+        let wake = Arc::new(wake);
+        let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
+        let mounted =
+            session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
+        let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
+        let now = Instant::now();
+        let supervisor = Self {
+            plan,
+            plan_fd,
+            log,
+            mounted,
+            page,
+            dir,
+            since: run::now(),
+            signals,
+            requests,
+            wake,
+            worker: None,
+            lost: Vec::new(),
+            held: BTreeMap::new(),
+            start_at: now,
+            unready: 0,
+            own_deaths: Vec::new(),
+            suspects: HashMap::new(),
+            ticks: Ticks { next: now + TICK, heartbeat: 0, rounds: 0, silent: 0 },
+            stopping: false,
+            detached: false,
+            failure: None,
+        };
+        if let Err(error) = dir.write_record(&supervisor.record()) {
+            detach_unserved(plan, &supervisor.mounted);
+            return Err(SupervisorError::Own { what: "its record in the run directory", source: error.into() });
+        }
+        Ok(supervisor)
+    }
+
+    fn serve(&mut self, ready: &mut Option<Ready>) -> Result<(), SupervisorError> {
+        let begun = Instant::now();
+        loop {
+            // Before a worker is started: it would find nothing to serve, end, and make room for the next one for ever.
+            if self.is_gone() {
+                tracing::info!(mountpoint = %self.plan.mountpoint.display(), "unmounted");
+                return Ok(());
+            }
+            self.start_worker_if_due();
+            if ready.is_some() && (self.unready >= STARTS_BEFORE_READY_MAX || begun.elapsed() >= START_LIMIT) {
+                let message = self.failure.take().unwrap_or_else(|| match self.unready {
+                    0 => format!("its worker does not come to serve within {} s", START_LIMIT.as_secs()),
+                    times => format!("its worker ended {times} times, see {}", self.dir.log_path().display()),
+                });
+                self.give_up();
+                return Err(SupervisorError::Worker(message));
+            }
+            self.wait();
+            while let Ok((request, reply)) = self.requests.try_recv() {
+                let response = self.answer(request);
+                // Whoever asked may have gone away; what was asked is done all the same.
+                let _gone = reply.send(response);
+            }
+            if worker::terminated(&self.signals) {
+                tracing::info!("asked to end: detaching");
+                self.stop_for_good();
+            }
+            self.hear();
+            self.reap();
+            if self.worker.as_ref().is_some_and(|worker| worker.ready)
+                && let Some(ready) = ready.take()
+                && let Err(error) = ready.ok()
+            {
+                tracing::info!(%error, "nobody waits for the mount any more: detaching");
+                self.stop_for_good();
+            }
+            if Instant::now() >= self.ticks.next {
+                self.ticks.next = Instant::now() + TICK;
+                self.tick();
+            }
+        }
+    }
+
+    /// True once the kernel has forgotten the mount. That `umount2` returned says nothing: a copy in another mount namespace goes on.
+    fn is_gone(&self) -> bool {
+        self.worker.is_none() && self.device_says().contains(PollFlags::ERR)
+    }
+
+    /// What the device has to say: a request that nobody took yet, or that there is no mount any more.
+    fn device_says(&self) -> PollFlags {
+        let mut fds = [PollFd::new(&self.mounted.device, PollFlags::IN)];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(_) => fds[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
+    }
+
+    fn wait(&self) {
+        let mut until = self.ticks.next;
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&*self.wake, PollFlags::IN)];
+        match &self.worker {
+            // One that has closed its end is about to end, and would be heard of all the time until then.
+            Some(worker) if worker.mute => {}
+            Some(worker) => fds.push(PollFd::new(&worker.control, PollFlags::IN)),
+            None => {
+                until = until.min(self.start_at);
+                // Only while nobody serves: a listener on the device is woken by each request.
+                fds.push(PollFd::new(&self.mounted.device, PollFlags::empty()));
+            }
+        }
+        // An interrupted poll is an early look around.
+        let _interrupted = poll(&mut fds, Some(&timespec(until.saturating_duration_since(Instant::now()))));
+        let mut number = [0; 8];
+        let _nothing_to_read = rustix::io::read(&*self.wake, &mut number);
+    }
+
+    fn start_worker_if_due(&mut self) {
+        if self.worker.is_some() || Instant::now() < self.start_at {
+            return;
+        }
+        let cautious = self.is_cautious();
+        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, cautious, self.stopping) {
+            Ok(worker) => {
+                tracing::debug!(pid = worker.pid(), "worker started");
+                self.worker = Some(worker);
+                self.ticks.silent = 0;
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot start a worker");
+                self.failure = Some(format!("cannot start a worker: {error}"));
+                self.unready += 1;
+                self.start_at = Instant::now() + delay(self.unready);
+            }
+        }
+        self.write_state();
+    }
+
+    /// Takes in what the worker says.
+    fn hear(&mut self) {
+        while let Some(worker) = &mut self.worker {
+            match worker.control.try_receive::<FromWorker>() {
+                Ok(Some(Some(Received { message, held }))) => match (message, held) {
+                    (FromWorker::Ready, _) => {
+                        worker.ready = true;
+                        worker.stopped |= worker.began_stopping;
+                        self.unready = 0;
+                        self.failure = None;
+                        self.write_state();
+                    }
+                    (FromWorker::Hold { slot }, Some(held)) => {
+                        self.held.insert(slot, held);
+                    }
+                    (FromWorker::Hold { slot }, None) => tracing::error!(slot, "a layer to be held came without its descriptors"),
+                    (FromWorker::LetGo { slot }, _) => {
+                        self.held.remove(&slot);
+                    }
+                    (FromWorker::Stopped, _) => worker.stopped = true,
+                    (FromWorker::Failed { message }, _) => {
+                        tracing::error!(pid = worker.pid(), message, "worker cannot serve");
+                        self.failure = Some(message);
+                    }
+                },
+                Ok(None) => return,
+                Ok(Some(None)) => {
+                    worker.mute = true;
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot hear the worker");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        self.lost.retain_mut(|worker| worker.death().is_none());
+        let Some(death) = self.worker.as_mut().and_then(Worker::death) else { return };
+        // First of all: from here on the callers can be killed again.
+        self.mounted.resend();
+        // What it said before it died counts.
+        self.hear();
+        let Some(worker) = self.worker.take() else { return };
+        if !self.is_gone() {
+            self.succeed(&worker, &death);
+        }
+    }
+
+    /// After a worker that is gone or given up: judges its requests, and decides when the next one starts.
+    fn succeed(&mut self, worker: &Worker, death: &Death) {
+        tracing::warn!(pid = worker.pid(), %death, ready = worker.ready, "worker ended, the next one goes on");
+        let handled = self.page.take_handled();
+        self.page.count_restart();
+        if death.is_own_fault() {
+            self.own_deaths.push(Instant::now());
+        }
+        if death.may_be_a_requests_fault() {
+            self.suspect(handled);
+        }
+        let cautious = self.is_cautious();
+        self.start_at = Instant::now();
+        if !worker.ready {
+            self.unready += 1;
+            // One that lets nobody wait has less to do, so that it is worth a try without a pause; but only one.
+            if !self.stopping || worker.began_stopping {
+                self.start_at += delay(self.unready);
+            }
+        } else if cautious {
+            self.start_at += delay((self.own_deaths.len() + 1).saturating_sub(OWN_DEATHS_MAX) as u32);
+        }
+        self.write_state();
+    }
+
+    fn suspect(&mut self, handled: HashSet<u64>) {
+        if self.suspects.len() + handled.len() > SUSPECTS_MAX {
+            self.suspects.clear();
+        }
+        for unique in handled {
+            let times = self.suspects.entry(unique).or_default();
+            *times += 1;
+            if *times >= 2 {
+                self.suspects.remove(&unique);
+                tracing::error!(unique, "request was being handled when two workers died, it is answered with an error");
+                self.page.poison(unique);
+            }
+        }
+    }
+
+    fn is_cautious(&mut self) -> bool {
+        self.own_deaths.retain(|at| at.elapsed() < OWN_DEATHS_WINDOW);
+        self.own_deaths.len() >= OWN_DEATHS_MAX
+    }
+
+    fn tick(&mut self) {
+        let (heartbeat, rounds) = (self.page.heartbeat(), self.page.rounds());
+        let takes_none = std::mem::replace(&mut self.ticks.heartbeat, heartbeat) == heartbeat;
+        let watches_none = std::mem::replace(&mut self.ticks.rounds, rounds) == rounds;
+        let Some(killed) = self.worker.as_ref().map(|worker| worker.killed) else { return };
+        if let Some(killed) = killed {
+            // Stuck in the kernel and not to be reaped: somebody else goes on meanwhile.
+            if killed.elapsed() >= KILLED_PATIENCE {
+                self.mounted.resend();
+                self.hear();
+                if let Some(worker) = self.worker.take() {
+                    self.succeed(&worker, &Death::Stuck);
+                    self.lost.push(worker);
+                }
+            }
+            return;
+        }
+        let hangs = takes_none && self.device_says().contains(PollFlags::IN) || watches_none && self.page.parked() > 0;
+        self.ticks.silent = if hangs { self.ticks.silent + 1 } else { 0 };
+        if self.ticks.silent >= HEARTBEAT_SILENCE_TICKS
+            && let Some(worker) = &mut self.worker
+        {
+            tracing::error!(pid = worker.pid(), seconds = self.ticks.silent, "worker hangs while requests wait, it is replaced");
+            worker.kill();
+            self.ticks.silent = 0;
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
+        match request {
+            Request::Umount { lazy: true } => self.stop_for_good(),
+            Request::Umount { lazy: false } => self.umount(),
+        }
+    }
+
+    /// Nobody waits any more, and the mount is out of the tree; open files go on until they are closed.
+    fn stop_for_good(&mut self) -> Response {
+        self.stop();
+        let response = self.detach(true);
+        self.write_state();
+        response
+    }
+
+    /// Takes the mount down if no file is open. Waiting opens are ended first, since they would make it busy.
+    fn umount(&mut self) -> Response {
+        let was_stopping = self.stopping;
+        self.stop();
+        let until = Instant::now() + STOPPED_PATIENCE;
+        while Instant::now() < until && !self.worker.as_ref().is_some_and(|worker| worker.stopped) {
+            self.start_worker_if_due();
+            let control = self.worker.iter().filter(|worker| !worker.mute).map(|worker| PollFd::new(&worker.control, PollFlags::IN));
+            let mut fds: Vec<PollFd<'_>> = control.collect();
+            let _interrupted = poll(&mut fds, Some(&timespec(UMOUNT_RETRY)));
+            self.hear();
+            self.reap();
+        }
+        // The callers that were let go may still be on their way out of the kernel.
+        let until = Instant::now() + STOPPED_PATIENCE;
+        let response = loop {
+            match self.detach(false) {
+                Response::Busy if Instant::now() < until => thread::sleep(UMOUNT_RETRY),
+                response => break response,
+            }
+        };
+        // It stays, or a copy of it in another mount namespace does: whoever comes there may wait again.
+        self.stopping = was_stopping;
+        if let Some(worker) = &self.worker
+            && !was_stopping
+        {
+            worker.say(&FromSupervisor::Resume);
+        }
+        self.write_state();
+        response
+    }
+
+    /// Lets nobody wait; if no worker runs, one is started that tells the waiting ones.
+    fn stop(&mut self) {
+        self.stopping = true;
+        match &mut self.worker {
+            Some(worker) => {
+                worker.stopped = false;
+                worker.say(&FromSupervisor::Stop);
+            }
+            None => self.start_at = Instant::now(),
+        }
+        self.start_worker_if_due();
+    }
+
+    fn detach(&mut self, lazy: bool) -> Response {
+        let mountpoint = &self.plan.mountpoint;
+        let failed = |error: &dyn std::fmt::Display| {
+            tracing::error!(%error, mountpoint = %mountpoint.display(), "cannot detach");
+            Response::Failed { message: format!("cannot unmount {}: {error}", mountpoint.display()) }
+        };
+        match umount::detach(mountpoint, self.mounted.mount_id, lazy) {
+            Ok(Detached::Busy) => return Response::Busy,
+            Ok(Detached::Done) => {}
+            Ok(Detached::NotOurs) => match mountinfo::read() {
+                Ok(mounts) if mounts.iter().any(|mount| mount.mount_id == self.mounted.mount_id && mount.mountpoint == *mountpoint) => {
+                    return failed(&"something else is mounted on top of it");
+                }
+                Ok(_) => {} // somebody was faster
+                Err(error) => return failed(&error),
+            },
+            Err(error) => return failed(&error),
+        }
+        self.detached = true;
+        Response::Done
+    }
+
+    /// Leaves nothing behind of a mount that did not come about.
+    fn give_up(&mut self) {
+        self.stop_for_good();
+        if let Some(worker) = &mut self.worker {
+            worker.kill();
+        }
+    }
+
+    fn record(&self) -> MountRecord {
+        MountRecord {
+            id: self.plan.id.clone(),
+            mountpoint: self.plan.mountpoint.clone(),
+            reference: self.plan.reference.clone(),
+            digest: self.plan.digest,
+            supervisor_pid: std::process::id(),
+            since: self.since.clone(),
+            cache_dir: self.plan.cache_dir.clone(),
+            device: self.mounted.number,
+            mount_id: self.mounted.mount_id,
+            log: self.dir.log_path(),
+            passthrough: self.page.io_mode().map(|mode| mode == IoMode::Passthrough),
+        }
+    }
+
+    fn write_state(&self) {
+        let state = match &self.worker {
+            _ if self.stopping || self.detached => Phase::Stopping,
+            Some(worker) if worker.ready => Phase::Serving,
+            _ => Phase::Restarting,
+        };
+        let state = MountState { state, worker_pid: self.worker.as_ref().map(Worker::pid), restarts: self.page.restarts() };
+        if let Err(error) = self.dir.write_record(&self.record()).and_then(|()| self.dir.write_state(&state)) {
+            tracing::warn!(error = &error as &dyn Error, "state of the mount");
+        }
+    }
+}
+
+/// Hears requests of `kitfs umount` on a thread of its own, hands them over one by one, and wakes the supervisor for it.
+fn take_requests(dir: &MountDir, wake: &Arc<OwnedFd>) -> io::Result<Receiver<(Request, SyncSender<Response>)>> {
+    let (sender, requests) = mpsc::sync_channel(1);
+    let wake = Arc::clone(wake);
+    umount::serve(umount::listen(dir)?, move |request| {
+        let (reply, answer) = mpsc::sync_channel(1);
+        if sender.send((request, reply)).is_err() || rustix::io::write(&*wake, &1u64.to_ne_bytes()).is_err() {
+            return Response::Failed { message: "the supervisor is ending".into() };
+        }
+        answer
+            .recv_timeout(UMOUNT_PATIENCE)
+            .unwrap_or_else(|_| Response::Failed { message: "the supervisor did not answer in time".into() })
+    })?;
+    Ok(requests)
+}
+
+/// After a failure right behind the mount call, which is what is reported.
+fn detach_unserved(plan: &MountPlan, mounted: &Mounted) {
+    if let Err(error) = umount::detach(&plan.mountpoint, mounted.mount_id, true) {
+        tracing::error!(%error, mountpoint = %plan.mountpoint.display(), "cannot detach");
+    }
+}
+
+fn delay(failures: u32) -> Duration {
+    RESTART_DELAY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(RESTART_DELAY_MAX)
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_before_a_restart_doubles_up_to_its_limit() {
+        let waits: Vec<u128> = [1, 2, 3, 6, 7, 1000].map(|failures| delay(failures).as_millis()).into();
+        assert_eq!(waits, [100, 200, 400, 3200, 5000, 5000]);
+    }
+}

@@ -1,0 +1,573 @@
+//! The tree of a mount: declared paths, and the indexes of the layers that are known so far.
+//!
+//! The tree is a function of manifest and config. A path belongs to the layer with the longest declared path that covers it; layers with
+//! the same declared path form a *group* that becomes known together. So every question has one of three answers: this is it, there
+//! is no such thing (final), or it depends on a group whose index is not here yet. Nothing is guessed, and the order in which layers
+//! arrive cannot be seen.
+//!
+//! *Anchors* are the paths that are known from the plan alone: declared paths and all their ancestors. Every ancestor of an anchor is an
+//! anchor, so below any other folder only its group's indexes speak.
+//!
+//! This module does not know how an index gets here, nor what a request is: see [`crate::fs`].
+
+mod check;
+mod listing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slotted;
+use std::sync::OnceLock;
+
+use crate::digest::Digest;
+use crate::index::{Index, IndexError, Kind};
+use crate::node::{NodeId, SLOTS_MAX};
+use crate::path::RelPath;
+
+/// Where a layer's files stand in the mount.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The layer's own digest, for messages.
+    pub digest: Digest,
+    /// The declared path: everything that the layer brings lies at or below it, or is a folder above it.
+    pub path: RelPath,
+    /// What is put before every name in the archive.
+    pub prefix: RelPath,
+}
+
+/// A set of layers with the same declared path, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Group(pub usize);
+
+/// Why a plan has no tree, or a layer no place in it.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// The plan has more layers than node ids can tell apart.
+    #[error("{0} layers are more than the {SLOTS_MAX} that a mount can have")]
+    TooManyLayers(usize),
+    /// A declared path is the generated Kitfile's.
+    #[error("layer {0} is declared at `Kitfile`, where the generated Kitfile stands")]
+    OverKitfile(Digest),
+    /// A layer holds something outside of its declared path, or inside of another's.
+    #[error("layer {layer}: `{path}` is outside of what the layer owns (its declared path is `{declared}`)")]
+    NotOwned {
+        /// The layer.
+        layer: Digest,
+        /// The entry's path in the mount.
+        path: String,
+        /// The layer's declared path.
+        declared: String,
+    },
+    /// A layer has a file where the plan has a folder.
+    #[error("layer {layer}: `{path}` is a file, but other layers are declared below it")]
+    FileOverFolder {
+        /// The layer.
+        layer: Digest,
+        /// The entry's path in the mount.
+        path: String,
+    },
+    /// Two layers bring the same name, and one of the two is a file.
+    #[error("layers {} and {} both bring `{path}`", layers[0], layers[1])]
+    Collision {
+        /// The layers, in manifest order.
+        layers: Box<[Digest; 2]>,
+        /// The path in the mount.
+        path: String,
+    },
+    /// An index could not be read.
+    #[error("index of layer {layer}")]
+    Index {
+        /// The layer.
+        layer: Digest,
+        /// What was wrong.
+        #[source]
+        source: IndexError,
+    },
+    /// The layer's entries have other numbers than they had for an earlier worker of this mount, so that open files would mean others.
+    #[error("layer {0}: its entries are numbered otherwise than when the mount began; mount it anew")]
+    OtherTable(Digest),
+    /// A node id that no worker of this mount can have given out.
+    #[error("node {0:?} is not of this mount")]
+    NoSuchNode(NodeId),
+}
+
+/// A file or folder of the mount, as far as the plan or an index knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// A path that the plan knows, by its rank among them; 0 is the root.
+    Anchor(usize),
+    /// The generated Kitfile.
+    Kitfile,
+    /// An entry of a layer's index.
+    Entry {
+        /// The layer's slot, from 1.
+        slot: u16,
+        /// The rank in its index, from 1.
+        entry: u32,
+    },
+}
+
+/// What stands at a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// File or folder.
+    pub kind: Kind,
+    /// Permission bits as they are shown.
+    pub mode: u32,
+    /// Size in bytes, 0 for folders.
+    pub size: u64,
+    /// Modification time in seconds, 0 if the archive has none.
+    pub mtime: i64,
+}
+
+/// The answer to a lookup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// It is there, and this is what it is.
+    Found(Node, Attributes),
+    /// There is nothing of that name, for good.
+    Absent,
+    /// There may be something of that name; what it is, the group's index will tell.
+    Unknown(Node, Group),
+    /// Not even the folder's own names are known before the group is.
+    Cold(Group),
+}
+
+/// The answer to a question about one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known<T> {
+    /// This is it.
+    Is(T),
+    /// It turned out that there is nothing (only a placeholder can).
+    Absent,
+    /// It depends on a group that is not known yet.
+    Unknown(Group),
+}
+
+/// A name in a folder's listing.
+#[derive(Debug, Clone, Copy)]
+pub struct Child<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// The node.
+    pub node: Node,
+    /// What it is, if that is known.
+    pub attributes: Option<Attributes>,
+}
+
+/// The file that a node stands for: an entry of a layer's index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileAt {
+    /// The layer's slot, from 1.
+    pub slot: u16,
+    /// The rank in its index.
+    pub entry: u32,
+}
+
+/// The tree; see the module's text.
+#[derive(Debug)]
+pub struct Tree {
+    anchors: Vec<Anchor>,
+    /// Anchors that no layer declares, in byte order; their rank + 1 is their entry in slot 0.
+    unowned: Vec<usize>,
+    groups: Vec<GroupOf>,
+    /// For each layer the group it belongs to.
+    members: Vec<(Group, Place)>,
+    kitfile_size: u64,
+}
+
+#[derive(Debug)]
+struct Anchor {
+    path: RelPath,
+    /// Anchors one level below, in byte order of their names.
+    children: Vec<usize>,
+    /// The group with exactly this declared path.
+    declared: Option<Group>,
+    /// The group with the longest declared path that covers this one.
+    owner: Option<Group>,
+    /// Rank among the anchors that no layer declares.
+    unowned: usize,
+}
+
+#[derive(Debug)]
+struct GroupOf {
+    path: RelPath,
+    anchor: usize,
+    /// Slots of the members, in manifest order.
+    slots: Vec<u16>,
+    known: OnceLock<Indexed>,
+}
+
+#[derive(Debug)]
+struct Indexed {
+    /// One per member.
+    indexes: Vec<Index>,
+    /// For the group's anchor and those below it that the group owns: the entry in each member's index, if it has one.
+    entries: BTreeMap<usize, Vec<Option<u32>>>,
+}
+
+/// The mode of a folder that no archive describes.
+const IMPLIED_MODE: u32 = 0o755;
+/// The mode of the generated Kitfile.
+const KITFILE_MODE: u32 = 0o644;
+/// The name of the generated Kitfile.
+pub const KITFILE: &[u8] = b"Kitfile";
+
+impl Tree {
+    /// The tree of a plan's layers, none of them known yet. `places` are in manifest order: the n-th has slot n + 1.
+    pub fn new(places: Vec<Place>, kitfile_size: u64) -> Result<Self, TreeError> {
+        if places.len() > SLOTS_MAX {
+            return Err(TreeError::TooManyLayers(places.len()));
+        }
+        let mut groups: Vec<GroupOf> = Vec::new();
+        let mut by_path: BTreeMap<RelPath, Group> = BTreeMap::new();
+        let mut members = Vec::with_capacity(places.len());
+        for (rank, place) in places.into_iter().enumerate() {
+            if place.path.as_bytes() == KITFILE {
+                return Err(TreeError::OverKitfile(place.digest));
+            }
+            let group = match by_path.entry(place.path.clone()) {
+                Slotted::Occupied(group) => *group.get(),
+                Slotted::Vacant(vacant) => {
+                    groups.push(GroupOf { path: place.path.clone(), anchor: 0, slots: Vec::new(), known: OnceLock::new() });
+                    *vacant.insert(Group(groups.len() - 1))
+                }
+            };
+            groups[group.0].slots.push(rank as u16 + 1);
+            members.push((group, place));
+        }
+
+        let mut paths: BTreeMap<RelPath, usize> = BTreeMap::from([(RelPath::root(), 0)]);
+        for path in by_path.keys() {
+            let mut next = Some(path.clone());
+            while let Some(path) = next {
+                next = path.parent();
+                paths.insert(path, 0);
+            }
+        }
+        for (rank, slot) in paths.values_mut().enumerate() {
+            *slot = rank;
+        }
+        let mut anchors: Vec<Anchor> = Vec::with_capacity(paths.len());
+        let mut unowned = Vec::new();
+        for (path, &rank) in &paths {
+            // The root is always slot 0's, whoever declares it: the protocol fixes its id.
+            let declared = by_path.get(path).copied();
+            let parent = path.parent().map(|parent| paths[&parent]);
+            let owner = declared.or_else(|| parent.and_then(|parent| anchors[parent].owner));
+            if let Some(parent) = parent {
+                anchors[parent].children.push(rank);
+            }
+            let in_slot_zero = declared.is_none() || path.is_root();
+            anchors.push(Anchor { path: path.clone(), children: Vec::new(), declared, owner, unowned: unowned.len() });
+            if in_slot_zero {
+                unowned.push(rank);
+            }
+            if let Some(group) = declared {
+                groups[group.0].anchor = rank;
+            }
+        }
+        for rank in 0..anchors.len() {
+            let mut children = std::mem::take(&mut anchors[rank].children);
+            children.sort_by(|a, b| anchors[*a].path.name().cmp(anchors[*b].path.name()));
+            anchors[rank].children = children;
+        }
+        Ok(Self { anchors, unowned, groups, members, kitfile_size })
+    }
+
+    /// All groups, in the order in which the manifest first names them.
+    pub fn groups(&self) -> impl Iterator<Item = Group> + '_ {
+        (0..self.groups.len()).map(Group)
+    }
+
+    /// The group that a layer belongs to.
+    pub fn group_of(&self, slot: u16) -> Group {
+        self.members[usize::from(slot) - 1].0
+    }
+
+    /// The slots of a group's layers, in manifest order.
+    pub fn slots(&self, group: Group) -> &[u16] {
+        &self.groups[group.0].slots
+    }
+
+    /// True if the listing of a folder that other layers stand in depends on this group, so that a mount waits for it.
+    pub fn is_shared_directory(&self, group: Group) -> bool {
+        let anchor = self.groups[group.0].anchor;
+        anchor == 0 || !self.anchors[anchor].children.is_empty()
+    }
+
+    /// True if the group's indexes are here.
+    pub fn is_known(&self, group: Group) -> bool {
+        self.groups[group.0].known.get().is_some()
+    }
+
+    /// The index of a layer, if its group is known.
+    pub fn index(&self, slot: u16) -> Option<&Index> {
+        let group = self.group_of(slot);
+        self.groups[group.0].known.get().map(|indexed| &indexed.indexes[self.member(slot)])
+    }
+
+    /// Files and folders that are known so far.
+    pub fn known_entries(&self) -> u64 {
+        let indexed = self.groups.iter().filter_map(|group| group.known.get());
+        let entries: u64 = indexed.flat_map(|indexed| &indexed.indexes).map(|index| u64::from(index.len())).sum();
+        entries + self.anchors.len() as u64 + 1
+    }
+
+    /// Takes the indexes of a group's layers (in manifest order), if every entry in them is the group's to bring. Once known, a
+    /// group stays known: its index is a function of its layers' bytes.
+    pub fn learn(&self, group: Group, indexes: Vec<Index>) -> Result<(), TreeError> {
+        let of = &self.groups[group.0];
+        assert_eq!(indexes.len(), of.slots.len(), "one index per member");
+        let mut entries: BTreeMap<usize, Vec<Option<u32>>> = BTreeMap::new();
+        for (member, index) in indexes.iter().enumerate() {
+            self.check_owned(group, member, index, indexes.len(), &mut entries)?;
+        }
+        for second in 1..indexes.len() {
+            for first in 0..second {
+                self.check_disjoint(group, first, &indexes[first], second, &indexes[second])?;
+            }
+        }
+        // Two threads may come with the same indexes; the first one's stay, and both are right.
+        let _same = of.known.set(Indexed { indexes, entries });
+        Ok(())
+    }
+
+    /// The node of an id that the kernel sent.
+    pub fn node(&self, id: NodeId) -> Result<Node, TreeError> {
+        let unknown = TreeError::NoSuchNode(id);
+        let (slot, entry) = (id.slot(), id.entry());
+        if slot == 0 {
+            return match (entry as usize).checked_sub(1) {
+                Some(rank) if rank < self.unowned.len() => Ok(Node::Anchor(self.unowned[rank])),
+                Some(rank) if rank == self.unowned.len() => Ok(Node::Kitfile),
+                _ => Err(unknown),
+            };
+        }
+        let (group, _) = self.members.get(usize::from(slot) - 1).ok_or(unknown)?;
+        if entry == 0 {
+            return Ok(Node::Anchor(self.groups[group.0].anchor));
+        }
+        Ok(Node::Entry { slot, entry })
+    }
+
+    /// The id of a node, given what it is and how often it was replaced.
+    pub fn id(&self, node: Node, kind: Kind, replaced: u32) -> NodeId {
+        let incarnation = if kind == Kind::Folder { 0 } else { replaced + 1 };
+        match node {
+            Node::Anchor(rank) => {
+                let anchor = &self.anchors[rank];
+                match anchor.declared {
+                    Some(group) if !anchor.path.is_root() => NodeId::new(self.groups[group.0].slots[0], 0, incarnation),
+                    _ => NodeId::new(0, anchor.unowned as u32 + 1, incarnation),
+                }
+            }
+            Node::Kitfile => NodeId::new(0, self.unowned.len() as u32 + 1, incarnation),
+            Node::Entry { slot, entry } => NodeId::new(slot, entry, incarnation),
+        }
+    }
+
+    /// The layer that alone owns a node, if one does.
+    pub fn layer_of(&self, node: Node) -> Option<u16> {
+        match node {
+            Node::Kitfile => None,
+            Node::Entry { slot, .. } => Some(slot),
+            Node::Anchor(rank) => {
+                let group = self.anchors[rank].declared?;
+                match self.groups[group.0].slots[..] {
+                    [slot] => Some(slot),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    /// What stands at a node.
+    pub fn attributes(&self, node: Node) -> Result<Known<Attributes>, TreeError> {
+        match node {
+            Node::Kitfile => Ok(Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size: self.kitfile_size, mtime: 0 })),
+            Node::Entry { slot, entry } => {
+                let group = self.group_of(slot);
+                let Some(index) = self.index(slot) else { return Ok(Known::Unknown(group)) };
+                Ok(Known::Is(self.shown(slot, index, entry)?))
+            }
+            Node::Anchor(rank) => self.anchor_attributes(rank),
+        }
+    }
+
+    /// Which entry of which layer holds a file's content. `Unknown` for what is a placeholder still, `Absent` for folders.
+    pub fn file(&self, node: Node) -> Result<Known<FileAt>, TreeError> {
+        match node {
+            Node::Kitfile => Ok(Known::Absent),
+            Node::Entry { slot, entry } => match self.attributes(node)? {
+                Known::Unknown(group) => Ok(Known::Unknown(group)),
+                Known::Is(Attributes { kind: Kind::File, .. }) => Ok(Known::Is(FileAt { slot, entry })),
+                _ => Ok(Known::Absent),
+            },
+            Node::Anchor(rank) => {
+                let Some(group) = self.anchors[rank].declared else { return Ok(Known::Absent) };
+                let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Known::Unknown(group)) };
+                let Some((slot, entry)) = self.first_entry(group, indexed, rank) else { return Ok(Known::Absent) };
+                let attributes = self.shown(slot, &indexed.indexes[self.member(slot)], entry)?;
+                Ok(if attributes.kind == Kind::File { Known::Is(FileAt { slot, entry }) } else { Known::Absent })
+            }
+        }
+    }
+
+    /// The folder that a folder stands in; the root's is the root. Files are not asked for.
+    pub fn parent(&self, node: Node) -> Result<Node, TreeError> {
+        match node {
+            Node::Kitfile => Ok(Node::Anchor(0)),
+            Node::Anchor(rank) => {
+                let parent = self.anchors[rank].path.parent();
+                Ok(Node::Anchor(parent.and_then(|path| self.anchor_at(&path)).unwrap_or(0)))
+            }
+            Node::Entry { slot, .. } => {
+                let path = self.path(node)?;
+                let parent = path.parent().unwrap_or_else(RelPath::root);
+                if let Some(rank) = self.anchor_at(&parent) {
+                    return Ok(Node::Anchor(rank));
+                }
+                let group = self.group_of(slot);
+                Ok(self.find_in_group(group, &parent)?.unwrap_or(Node::Anchor(0)))
+            }
+        }
+    }
+
+    /// The path of a node in the mount.
+    pub fn path(&self, node: Node) -> Result<RelPath, TreeError> {
+        match node {
+            Node::Kitfile => Ok(RelPath::parse(KITFILE).unwrap_or_else(|_| RelPath::root())),
+            Node::Anchor(rank) => Ok(self.anchors[rank].path.clone()),
+            Node::Entry { slot, entry } => {
+                let id = NodeId::new(slot, entry, 0);
+                let index = self.index(slot).ok_or(TreeError::NoSuchNode(id))?;
+                let within = index.path(entry).map_err(self.index_error(slot))?;
+                let mut path = self.members[usize::from(slot) - 1].1.prefix.clone();
+                for component in within.components() {
+                    path = path.join(component).map_err(|_| TreeError::NoSuchNode(id))?;
+                }
+                Ok(path)
+            }
+        }
+    }
+
+    /// What stands at `name` in `folder`.
+    pub fn lookup(&self, folder: Node, name: &[u8]) -> Result<Lookup, TreeError> {
+        match folder {
+            Node::Kitfile => Ok(Lookup::Absent),
+            Node::Entry { slot, entry } => {
+                let group = self.group_of(slot);
+                let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Lookup::Cold(group)) };
+                if indexed.indexes.len() == 1 {
+                    return self.lookup_in(slot, &indexed.indexes[0], entry, name);
+                }
+                let path = self.path(folder)?;
+                for &slot in &self.groups[group.0].slots {
+                    let index = &indexed.indexes[self.member(slot)];
+                    if let Some(entry) = self.find_in(slot, index, &path)?
+                        && let found @ Lookup::Found(..) = self.lookup_in(slot, index, entry, name)?
+                    {
+                        return Ok(found);
+                    }
+                }
+                Ok(Lookup::Absent)
+            }
+            Node::Anchor(rank) => self.lookup_in_anchor(rank, name),
+        }
+    }
+
+    fn member(&self, slot: u16) -> usize {
+        let group = self.group_of(slot);
+        self.groups[group.0].slots.iter().position(|&other| other == slot).expect("a slot is a member of its own group")
+    }
+
+    fn index_error(&self, slot: u16) -> impl Fn(IndexError) -> TreeError + '_ {
+        move |source| TreeError::Index { layer: self.members[usize::from(slot) - 1].1.digest, source }
+    }
+
+    fn anchor_at(&self, path: &RelPath) -> Option<usize> {
+        self.anchors.binary_search_by(|anchor| anchor.path.cmp(path)).ok()
+    }
+
+    /// The first member of the group, in manifest order, whose index has the anchor.
+    fn first_entry(&self, group: Group, indexed: &Indexed, rank: usize) -> Option<(u16, u32)> {
+        let entries = indexed.entries.get(&rank)?;
+        self.groups[group.0].slots.iter().zip(entries).find_map(|(&slot, &entry)| Some((slot, entry?)))
+    }
+
+    fn anchor_attributes(&self, rank: usize) -> Result<Known<Attributes>, TreeError> {
+        let anchor = &self.anchors[rank];
+        let folder = Attributes { kind: Kind::Folder, mode: IMPLIED_MODE, size: 0, mtime: 0 };
+        let Some(group) = anchor.owner else { return Ok(Known::Is(folder)) };
+        let Some(indexed) = self.groups[group.0].known.get() else {
+            // The root and the folders above declared paths are there whatever their owner says; only their mode is the owner's.
+            let certain = rank == 0 || anchor.declared.is_none();
+            return Ok(if certain { Known::Is(folder) } else { Known::Unknown(group) });
+        };
+        match self.first_entry(group, indexed, rank) {
+            Some((slot, entry)) if rank != 0 => Ok(Known::Is(self.shown(slot, &indexed.indexes[self.member(slot)], entry)?)),
+            _ if rank == 0 || !anchor.children.is_empty() => Ok(Known::Is(folder)),
+            _ => Ok(Known::Absent),
+        }
+    }
+
+    fn shown(&self, slot: u16, index: &Index, entry: u32) -> Result<Attributes, TreeError> {
+        let entry = index.entry(entry).map_err(self.index_error(slot))?;
+        let readable = if entry.kind == Kind::Folder { 0o555 } else { 0o444 };
+        let size = if entry.kind == Kind::Folder { 0 } else { entry.size };
+        Ok(Attributes { kind: entry.kind, mode: entry.mode & 0o777 | readable, size, mtime: entry.mtime })
+    }
+
+    fn lookup_in(&self, slot: u16, index: &Index, folder: u32, name: &[u8]) -> Result<Lookup, TreeError> {
+        match index.lookup(folder, name).map_err(self.index_error(slot))? {
+            None => Ok(Lookup::Absent),
+            Some(entry) => Ok(Lookup::Found(Node::Entry { slot, entry }, self.shown(slot, index, entry)?)),
+        }
+    }
+
+    fn lookup_in_anchor(&self, rank: usize, name: &[u8]) -> Result<Lookup, TreeError> {
+        let anchor = &self.anchors[rank];
+        if let Ok(child) = anchor.children.binary_search_by(|&child| self.anchors[child].path.name().cmp(name)) {
+            let node = Node::Anchor(anchor.children[child]);
+            return Ok(match self.attributes(node)? {
+                Known::Is(attributes) => Lookup::Found(node, attributes),
+                Known::Absent => Lookup::Absent,
+                Known::Unknown(group) => Lookup::Unknown(node, group),
+            });
+        }
+        if rank == 0 && name == KITFILE {
+            let Known::Is(attributes) = self.attributes(Node::Kitfile)? else { return Ok(Lookup::Absent) };
+            return Ok(Lookup::Found(Node::Kitfile, attributes));
+        }
+        let Some(group) = anchor.owner else { return Ok(Lookup::Absent) };
+        let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Lookup::Cold(group)) };
+        let entries = indexed.entries.get(&rank).map(Vec::as_slice).unwrap_or_default();
+        for (&slot, entry) in self.groups[group.0].slots.iter().zip(entries) {
+            if let Some(entry) = *entry
+                && let found @ Lookup::Found(..) = self.lookup_in(slot, &indexed.indexes[self.member(slot)], entry, name)?
+            {
+                return Ok(found);
+            }
+        }
+        Ok(Lookup::Absent)
+    }
+
+    fn find_in(&self, slot: u16, index: &Index, path: &RelPath) -> Result<Option<u32>, TreeError> {
+        let prefix = &self.members[usize::from(slot) - 1].1.prefix;
+        match path.strip_prefix(prefix) {
+            Some(within) => index.find(&within).map_err(self.index_error(slot)),
+            None => Ok(None),
+        }
+    }
+
+    fn find_in_group(&self, group: Group, path: &RelPath) -> Result<Option<Node>, TreeError> {
+        let Some(indexed) = self.groups[group.0].known.get() else { return Ok(None) };
+        for &slot in &self.groups[group.0].slots {
+            if let Some(entry) = self.find_in(slot, &indexed.indexes[self.member(slot)], path)? {
+                return Ok(Some(Node::Entry { slot, entry }));
+            }
+        }
+        Ok(None)
+    }
+}

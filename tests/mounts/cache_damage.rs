@@ -1,0 +1,99 @@
+//! A cache that changed on disk: checked before use, made whole again, never served.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::common::kitfs::{Host, Mode};
+use crate::common::process::within;
+use crate::common::registry::{Fault, Registry, Target, Times};
+use crate::common::shown::{assert_shows, of_tree};
+use crate::kits::standard;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+crate::in_both_modes!(a_cache_that_changed_on_disk_is_checked_before_use, a_lost_index_is_made_again_without_network);
+
+/// An accident: a bit of a file of the cache is another one, so its ctime is too.
+fn a_cache_that_changed_on_disk_is_checked_before_use(mode: Mode) {
+    let host = Host::new(mode);
+    let registry = Registry::start();
+    let kit = standard();
+    let reference = kit.serve(&registry, "acme/standard", "v1");
+    host.kitfs(&["pull", "--plain-http", &reference]).ok();
+    let pulled: u64 = kit.layers.iter().map(|layer| registry.sent(&layer.digest)).sum();
+    for (index, victim) in files_below(&host.cache().join("v1/layers")).into_iter().enumerate() {
+        let name = victim.file_name().expect("a name").to_string_lossy().into_owned();
+        if name != "pack" && !name.ends_with(".data") {
+            continue;
+        }
+        let mut content = fs::read(&victim).expect("a file of the cache");
+        let Some(byte) = content.len().checked_sub(1 + index % content.len().max(1)) else { continue };
+        content[byte] ^= 0x10;
+        // Written in place, as a failing disk or a careless person would.
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).expect("ours");
+        fs::write(&victim, content).expect("room");
+    }
+    let mount = host.mount(&reference);
+    let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+    let sent: u64 = kit.layers.iter().map(|layer| registry.sent(&layer.digest)).sum();
+    assert!(sent > pulled, "what was damaged was fetched again");
+}
+
+fn a_lost_index_is_made_again_without_network(mode: Mode) {
+    let host = Host::new(mode);
+    let registry = Registry::start();
+    let kit = standard();
+    let reference = kit.serve(&registry, "acme/standard", "v1");
+    host.kitfs(&["pull", "--plain-http", &reference]).ok();
+    let mut lost = 0;
+    for index in files_below(&host.cache().join("v1/index")) {
+        fs::remove_file(index).expect("an index");
+        lost += 1;
+    }
+    assert_eq!(lost, kit.layers.len());
+    registry.fault(Target::Any, Times::Always, Fault::status(404));
+    registry.clear_log();
+    let mount = host.mount(&format!("{}/acme/standard@{}", registry.host(), kit.digest()));
+    let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+}
+
+#[test]
+fn verify_names_damage_withdraws_it_and_repairs() {
+    let host = Host::new(Mode::Passthrough);
+    let registry = Registry::start();
+    let kit = standard();
+    let reference = kit.serve(&registry, "acme/standard", "v1");
+    host.kitfs(&["pull", "--plain-http", &reference]).ok();
+    host.kitfs(&["verify", "--plain-http", &reference]).ok();
+    let victim = files_below(&host.cache().join("v1/layers")).into_iter().find(|path| path.extension() == Some(OsStr::new("data")));
+    let victim = victim.expect("a file of its own for the big member");
+    let mut content = fs::read(&victim).expect("a file of the cache");
+    content[77] ^= 1;
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).expect("ours");
+    fs::write(&victim, content).expect("room");
+
+    let output = host.kitfs(&["verify", "--plain-http", &reference]);
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert_eq!(output.code(), 4, "{output:#?}");
+    assert!(said.contains(&kit.layer("model").digest) && said.matches("sha256:").count() >= 2, "{said}");
+    assert!(!victim.exists(), "it is withdrawn");
+    let output = host.kitfs(&["verify", "--plain-http", &reference]).ok();
+    assert!(format!("{}{}", output.stdout, output.stderr).contains(&kit.layer("model").digest), "absent layers are listed: {output:#?}");
+    host.kitfs(&["verify", "--repair", "--plain-http", &reference]).ok();
+    assert_eq!(registry.sent(&kit.layer("model").digest), 2 * kit.layer("model").blob.len() as u64);
+    host.kitfs(&["verify", "--all"]).ok();
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files
+}
