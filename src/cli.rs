@@ -2,18 +2,25 @@
 //!
 //! Each command is a module; what they share is here. Nothing below this module prints.
 
+#![expect(clippy::result_large_err, reason = "a command has one error, and then it ends")]
+
 mod args;
 mod error;
 mod fetch;
 mod inspect;
+mod manual;
+mod mount;
 mod pull;
 mod report;
+mod serve;
+mod status;
+mod umount;
 mod verify;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 use tokio::runtime::Runtime;
 
 use crate::oci::Reference;
@@ -42,20 +49,16 @@ pub fn run() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Exit, CliError> {
     match command {
-        Command::Mount(_) | Command::Umount(_) | Command::Status(_) => Ok(Exit::Failed),
+        Command::Mount(arguments) => mount::run(&arguments),
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
-        Command::Completions(arguments) => {
-            let mut script = Vec::new();
-            clap_complete::generate(arguments.shell, &mut Cli::command(), "kitfs", &mut script);
-            print(&script)
-        }
-        Command::Man => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(CliError::Output)?;
-            print(&page)
-        }
+        Command::Completions(arguments) => print(&manual::completions(arguments.shell)),
+        Command::Man => print(&manual::page().map_err(CliError::Output)?),
+        Command::Supervisor(arguments) => serve::supervisor(&arguments),
+        Command::Worker(arguments) => serve::worker(&arguments),
     }
 }
 

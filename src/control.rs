@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-    recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +112,8 @@ impl Control {
     /// after [`CONTROL_SEND_LIMIT`].
     pub fn send<T: Serialize>(&self, message: &T, held: Option<&Held>) -> io::Result<()> {
         let text = serde_json::to_vec(message)?;
-        let descriptors: Vec<BorrowedFd<'_>> = held.map(|held| [held.lock.as_fd(), held.dir.as_fd(), held.pack.as_fd(), held.index.as_fd()].to_vec()).unwrap_or_default();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            held.map(|held| [held.lock.as_fd(), held.dir.as_fd(), held.pack.as_fd(), held.index.as_fd()].to_vec()).unwrap_or_default();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
@@ -195,7 +196,10 @@ mod tests {
         let second: Received<FromWorker> = supervisor.receive().expect("received").expect("a message");
         assert_eq!(second.message, FromWorker::Hold { slot: 7 });
         let arrived = second.held.expect("descriptors");
-        assert_eq!([&arrived.lock, &arrived.dir, &arrived.pack, &arrived.index].map(inode), [&held.lock, &held.dir, &held.pack, &held.index].map(inode));
+        assert_eq!(
+            [&arrived.lock, &arrived.dir, &arrived.pack, &arrived.index].map(inode),
+            [&held.lock, &held.dir, &held.pack, &held.index].map(inode)
+        );
         assert!(supervisor.try_receive::<FromWorker>().expect("no error").is_none(), "nothing now");
         worker.send(&FromWorker::Stopped, None).expect("sent");
         drop(worker);

@@ -122,6 +122,25 @@ mod tests {
     }
 
     #[test]
+    fn what_fusermount_says_is_understood() {
+        use std::os::fd::AsRawFd;
+        let folder = tempfile::tempdir().expect("folder");
+        let place = folder.path().canonicalize().expect("path");
+        let Ok(device) = std::fs::File::options().read(true).write(true).open("/dev/fuse") else { return };
+        let options = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd())).expect("no NUL");
+        let flags = rustix::mount::MountFlags::empty();
+        if fusermount().is_none() || rustix::mount::mount("a", &place, "fuse.kitfs", flags, Some(options.as_c_str())).is_err() {
+            return; // Only the superuser can try this.
+        }
+        let id = mount_id_at(&place).expect("id");
+        let held = rustix::fs::open(&place, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("held");
+        assert_eq!(by_fusermount(&place, id, false).expect("no error"), Detached::Busy);
+        assert_eq!(by_fusermount(&place, id, true).expect("no error"), Detached::Done);
+        assert_eq!(by_fusermount(&place, id, true).expect("no error"), Detached::NotOurs);
+        drop(held);
+    }
+
+    #[test]
     fn a_place_that_is_gone_is_nobodys() {
         assert_eq!(detach(Path::new("/nonexistent/kit"), 1, false).expect("no error"), Detached::NotOurs);
     }

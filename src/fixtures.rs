@@ -31,7 +31,6 @@ pub(crate) fn cases(kind: &str) -> Vec<Case> {
 }
 
 impl Case {
-    #[expect(clippy::disallowed_types, reason = "the layout of a fixture is a tar")]
     fn read(folder: &Path) -> io::Result<Self> {
         let mut blobs = BTreeMap::new();
         for entry in tar::Archive::new(fs::File::open(folder.join("layout.tar"))?).entries()? {
@@ -46,6 +45,24 @@ impl Case {
         let case = serde_json::from_slice(&fs::read(folder.join("case.json"))?)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { name, folder: folder.to_owned(), case, blobs })
+    }
+
+    /// Makes the layout in `dir`, and says the reference of the kit in it.
+    pub(crate) fn lay_out(&self, dir: &Path) -> String {
+        let write = |name: &str, content: &[u8]| {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().expect("below the folder")).expect("a folder");
+            fs::write(path, content).expect("room");
+        };
+        for (digest, content) in &self.blobs {
+            write(&format!("blobs/{}", digest.replacen(':', "/", 1)), content);
+        }
+        let manifest = self.manifest();
+        let Descriptor { media_type, digest, size } = manifest.descriptor();
+        let entry = serde_json::json!({ "mediaType": media_type, "digest": digest, "size": size });
+        write("index.json", serde_json::json!({ "schemaVersion": 2, "manifests": [entry] }).to_string().as_bytes());
+        write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+        format!("oci:{}", dir.display())
     }
 
     pub(crate) fn manifest(&self) -> Verified<Bytes> {

@@ -23,7 +23,7 @@ use crate::kit::{Kit, LayerKind};
 use crate::layer::LayerSpec;
 use crate::limits::HANDLE_GRACE;
 use crate::node::NodeId;
-use crate::store::{Content, Held, Recall, Store, StoreError, VerifiedLayer};
+use crate::store::{Content, Held, LayerState, Recall, Store, StoreError, VerifiedLayer};
 use crate::tree::{Attributes, Child, Group, Known, Lookup, Node, Place, Tree, TreeError};
 use crate::wait::Need;
 
@@ -203,7 +203,9 @@ impl Fs {
     pub fn attributes(&self, id: NodeId) -> Result<Answer<Attributes>, Errno> {
         let node = self.node(id)?;
         match self.tree.attributes(node) {
-            Ok(Known::Is(attributes)) if self.tree.id(node, attributes.kind, 0).incarnation() == 0 && id.incarnation() > 0 => Err(Errno::STALE),
+            Ok(Known::Is(attributes)) if self.tree.id(node, attributes.kind, 0).incarnation() == 0 && id.incarnation() > 0 => {
+                Err(Errno::STALE)
+            }
             Ok(Known::Is(attributes)) if attributes.kind == Kind::File && id.incarnation() == 0 => Err(Errno::STALE),
             Ok(Known::Is(attributes)) => Ok(Answer::Now(attributes)),
             Ok(Known::Absent) => Err(Errno::STALE),
@@ -213,12 +215,7 @@ impl Fs {
     }
 
     /// READDIR: calls `each` for the names from `position` on.
-    pub fn list(
-        &self,
-        folder: Node,
-        position: u64,
-        each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>,
-    ) -> Result<Answer<()>, Errno> {
+    pub fn list(&self, folder: Node, position: u64, each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>) -> Result<Answer<()>, Errno> {
         match self.tree.list(folder, position, each) {
             Ok(Known::Unknown(group)) => Ok(Answer::Wait(Need::Names(group))),
             Ok(_) => Ok(Answer::Now(())),
@@ -373,10 +370,11 @@ impl Fs {
             Standing::Queued => LayerStanding::Waiting,
             Standing::Running => LayerStanding::Fetching,
             Standing::Failed(failed) => LayerStanding::Failed(failed),
-            Standing::Idle => {
-                let here = self.open_layer(slot).layer.is_some() || !matches!(self.store.recall(self.spec(slot)), Ok(Recall::Absent));
-                if here { LayerStanding::Cached } else { LayerStanding::Absent }
-            }
+            Standing::Idle => match self.store.state(&self.spec(slot).descriptor.digest) {
+                LayerState::Cached => LayerStanding::Cached,
+                LayerState::Fetching => LayerStanding::Fetching,
+                LayerState::Absent => LayerStanding::Absent,
+            },
         }
     }
 

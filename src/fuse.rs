@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use rustix::io::Errno;
 
@@ -24,10 +24,13 @@ use crate::index::Kind;
 use crate::limits::{LISTING_BYTES, LISTING_BYTES_MIN, REQUEST_ATTEMPTS_MAX};
 use crate::node::NodeId;
 use crate::page::{Page, Release};
+use crate::rehearsal;
 use crate::store::Held;
 use crate::tree::{Attributes, Child, Lookup, Node};
 use crate::wait::{Call, Caller, Need, Waiters};
-use crate::wire::{Attr, DIRENT_SIZE, Device, ENTRY_SIZE, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FOREVER, Listing};
+use crate::wire::{
+    Attr, DIRENT_SIZE, Device, ENTRY_SIZE, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FOREVER, Listing,
+};
 
 /// What answers a mount's requests.
 #[derive(Debug, Clone)]
@@ -86,7 +89,11 @@ impl Shared {
                 true
             }
             Ok(Outcome::Waits(_)) if asker.attempt >= REQUEST_ATTEMPTS_MAX => {
-                tracing::error!(unique = asker.unique, attempts = asker.attempt, "what a request waited for was gone again each time it came");
+                tracing::error!(
+                    unique = asker.unique,
+                    attempts = asker.attempt,
+                    "what a request waited for was gone again each time it came"
+                );
                 self.device.error(asker.unique, Errno::IO);
                 true
             }
@@ -198,6 +205,10 @@ impl Shared {
                 Answer::Now(_) => Err(Errno::ISDIR),
             };
         }
+        rehearsal::opening(|| {
+            let path = self.fs.node(id).ok().and_then(|node| self.fs.tree().path(node).ok());
+            path.map(|path| path.name().to_vec()).unwrap_or_default()
+        });
         let opened = match self.fs.open(id, &mut |slot, held| self.hand_up(slot, &held))? {
             Answer::Wait(need) => return Ok(Outcome::Waits(need)),
             Answer::Now(opened) => opened,
@@ -298,7 +309,8 @@ impl Shared {
 
     fn xattrs(&self, id: u64) -> Result<Vec<(&'static str, String)>, Errno> {
         let node = self.fs.node(NodeId::from_wire(id))?;
-        let mut xattrs = vec![("user.kitfs.reference", self.fs.reference().to_owned()), ("user.kitfs.digest", self.fs.digest().to_string())];
+        let mut xattrs =
+            vec![("user.kitfs.reference", self.fs.reference().to_owned()), ("user.kitfs.digest", self.fs.digest().to_string())];
         let layer = self.fs.tree().layer_of(node).and_then(|slot| self.fs.specs().nth(usize::from(slot) - 1));
         if let Some(spec) = layer {
             xattrs.push(("user.kitfs.layer", spec.descriptor.digest.to_string()));

@@ -94,11 +94,15 @@ fn holding(process: &Path, mount_id: u64, device: (u32, u32)) -> Option<Holding>
             return Some(Holding::Descriptor(target(&process.join("fd").join(descriptor.file_name()))));
         }
     }
-    let places: [(&str, fn(PathBuf) -> Holding); 3] = [("cwd", Holding::WorkingFolder), ("root", Holding::Root), ("exe", Holding::Program)];
-    for (name, holding) in places {
+    for name in ["cwd", "root", "exe"] {
         let link = process.join(name);
         if leads_into(&link, mount_id) {
-            return Some(holding(target(&link)));
+            let path = target(&link);
+            return Some(match name {
+                "cwd" => Holding::WorkingFolder(path),
+                "root" => Holding::Root(path),
+                _ => Holding::Program(path),
+            });
         }
     }
     let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();

@@ -19,7 +19,7 @@ use crate::layer::{Archive, Compression, LayerSpec};
 use crate::limits;
 use crate::oci::{self, Manifest, ManifestError, Reference};
 use crate::path::{PathError, RelPath};
-use crate::verify::Verified;
+use crate::verify::{Mismatch, Verified};
 use config::{Config, Content};
 use media::{Coding, Format, Media};
 
@@ -144,13 +144,8 @@ pub enum KitError {
     #[error("the config has {0} bytes, {limit} are allowed", limit = limits::CONFIG_BYTES)]
     ConfigTooLarge(u64),
     /// The config that was given is not the manifest's.
-    #[error("the manifest's config is {expected}, got {got}")]
-    OtherConfig {
-        /// The digest in the manifest.
-        expected: Digest,
-        /// The digest of what was given.
-        got: Digest,
-    },
+    #[error("the config is not the one that the manifest names")]
+    OtherConfig(#[source] Box<Mismatch>),
     /// An entry of the config has no layer.
     #[error(
         "config and manifest disagree: the config's `{at}` is the layer {digest}, and the manifest has no (further) {kind} layer of that digest"
@@ -305,7 +300,7 @@ fn check_config(manifest: &Manifest, given: &Descriptor) -> Result<(), KitError>
         return Err(KitError::ConfigTooLarge(given.size));
     }
     if given.digest != manifest.config.digest {
-        return Err(KitError::OtherConfig { expected: manifest.config.digest, got: given.digest });
+        return Err(KitError::OtherConfig(Box::new(Mismatch::Digest { expected: manifest.config.digest, got: given.digest })));
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
 //! kitfs
+
 pub mod archive;
 pub mod cli;
 pub mod control;
@@ -16,6 +17,7 @@ pub(crate) mod fuse;
 pub mod holders;
 pub mod index;
 pub mod inflate;
+pub mod interrupt;
 mod json;
 pub mod kit;
 mod kitfile;
@@ -23,16 +25,16 @@ pub mod layer;
 pub mod layout;
 pub mod limits;
 pub mod log;
-pub mod path;
 pub mod mountinfo;
 pub mod node;
 pub mod oci;
 pub mod page;
 pub mod path;
 pub mod plan;
-pub mod registry;
-pub mod resolve;
 pub mod preflight;
+pub mod registry;
+pub(crate) mod rehearsal;
+pub mod resolve;
 pub mod run;
 pub mod source;
 pub mod store;

@@ -133,6 +133,8 @@ pub const READ_AHEAD_KIB: u32 = 1024;
 
 /// Threads that take requests from the kernel, at least: one that reads from a slow disk must not stand before a `stat`.
 pub const LOOP_THREADS_MIN: usize = 4;
+/// How often a worker looks for layers that nobody uses, and for progress to write down.
+pub const HOUSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Threads that take requests from the kernel, at most: beyond it they only contend for the device.
 pub const LOOP_THREADS_MAX: usize = 8;
 
@@ -260,6 +262,7 @@ pub const ENSURE_ROUNDS: u32 = 5;
 
 /// Layers that a command fetches at once: each has several connections already, and more of them only share the same line.
 pub const PULLS_MAX: usize = 4;
+
 // ---- detach
 
 /// How long `fusermount3` may take. It asks nobody but the kernel.
@@ -311,3 +314,22 @@ pub const FUSE_CONF_BYTES: u64 = 64 << 10;
 
 /// Bytes of a log before it turns over; two of them can exist. It lies in `/run`, which is memory.
 pub const LOG_BYTES: u64 = 10 << 20;
+
+// ---- daemon
+
+/// Bytes of a line that a supervisor says before it serves: its texts at their limit, with every character escaped.
+pub const READY_MESSAGE_BYTES: usize = 64 << 10;
+/// Characters of an error or a hint in such a line.
+pub const READY_TEXT_CHARS: usize = 4000;
+/// How long a supervisor may say nothing: longer than the transport takes to give up a source that has stopped to send (75 s).
+pub const READY_SILENCE: Duration = Duration::from_secs(120);
+/// How often progress is told, at most.
+pub const READY_PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Bytes in the ready pipe from which on no progress is told: half of what fits, so that there is room for how it ends.
+pub const READY_PIPE_BYTES: u64 = 32 << 10;
+/// How long a supervisor that does not serve yet may take to end; it detaches within 5 s.
+pub const STOP_LIMIT: Duration = Duration::from_secs(6);
+/// How much longer systemd is asked to wait each time that bytes came: as long as they may stay away.
+pub const SYSTEMD_EXTENSION: Duration = Duration::from_secs(120);
+/// Bytes at the end of a log in which its last line is looked for.
+pub const LOG_TAIL_BYTES: u64 = 2048;

@@ -57,7 +57,7 @@ pub enum ResolveError {
         remembered: bool,
         /// What the source said.
         #[source]
-        source: SourceError,
+        source: Box<SourceError>,
     },
     /// A document is not what its digest says, also when it was fetched once more.
     #[error("the {what} of {reference} is not what its digest says")]
@@ -68,7 +68,7 @@ pub enum ResolveError {
         what: &'static str,
         /// Expected and got.
         #[source]
-        source: Mismatch,
+        source: Box<Mismatch>,
     },
     /// It is no kit that may be mounted.
     #[error("{reference} cannot be used")]
@@ -77,7 +77,7 @@ pub enum ResolveError {
         reference: String,
         /// Why not.
         #[source]
-        source: KitError,
+        source: Box<KitError>,
     },
     /// The cache failed.
     #[error(transparent)]
@@ -117,7 +117,7 @@ pub fn kit(reference: &Reference, options: &SourceOptions, store: &Store, runtim
     let source = source::open(reference, options).map_err(|error| resolver.failed(error.into()))?;
     // A layout is no network.
     let documents = if options.offline && matches!(reference.transport(), Transport::Registry(_)) {
-        resolver.from_cache()
+        resolver.kept()
     } else {
         runtime.block_on(source::before_mount(&*source, resolver.documents(&*source)))
     };
@@ -136,9 +136,9 @@ type Documents = (Verified<Bytes>, Verified<Bytes>, PinnedBy);
 
 /// A [`ResolveError`] that does not know its reference yet.
 enum Failure {
-    Source(SourceError),
-    Content { what: &'static str, mismatch: Mismatch },
-    Kit { manifest: Digest, error: KitError },
+    Source(Box<SourceError>),
+    Content { what: &'static str, mismatch: Box<Mismatch> },
+    Kit { manifest: Digest, error: Box<KitError> },
     Store(StoreError),
     NeverResolved,
     NotCached { what: &'static str, digest: Digest },
@@ -146,7 +146,7 @@ enum Failure {
 
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Self {
-        Self::Source(error)
+        Self::Source(Box::new(error))
     }
 }
 
@@ -185,7 +185,7 @@ impl Resolver<'_> {
             resolved = source.resolve().await?;
             checked = resolved.manifest.verify(&resolved.descriptor);
         }
-        let manifest = checked.map_err(|mismatch| Failure::Content { what: "manifest", mismatch })?;
+        let manifest = checked.map_err(|mismatch| Failure::Content { what: "manifest", mismatch: Box::new(mismatch) })?;
         let pin = match resolved.pin {
             Pin::ByUser => PinnedBy::User,
             Pin::BySource => PinnedBy::Source,
@@ -203,12 +203,12 @@ impl Resolver<'_> {
         if checked.is_err() {
             checked = source.document(descriptor).await?.verify(descriptor);
         }
-        let config = checked.map_err(|mismatch| Failure::Content { what: "config", mismatch })?;
+        let config = checked.map_err(|mismatch| Failure::Content { what: "config", mismatch: Box::new(mismatch) })?;
         self.store.put_document(&config)?;
         Ok(config)
     }
 
-    fn from_cache(&self) -> Result<Documents, Failure> {
+    fn kept(&self) -> Result<Documents, Failure> {
         let (manifest, pin) = match self.reference.digest() {
             Some(digest) => (self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?, PinnedBy::User),
             None => {
@@ -223,7 +223,7 @@ impl Resolver<'_> {
     }
 
     fn config_of(&self, manifest: &Verified<Bytes>) -> Result<Descriptor, Failure> {
-        Kit::config(manifest).map_err(|error| Failure::Kit { manifest: manifest.descriptor().digest, error })
+        Kit::config(manifest).map_err(|error| Failure::Kit { manifest: manifest.descriptor().digest, error: Box::new(error) })
     }
 
     fn failed(&self, failure: Failure) -> ResolveError {
@@ -235,14 +235,118 @@ impl Resolver<'_> {
                 ResolveError::Source { reference, remembered, source }
             }
             Failure::Content { what, mismatch } => ResolveError::Content { reference, what, source: mismatch },
-            Failure::Kit { manifest, error } => self.refused(manifest, error),
+            Failure::Kit { manifest, error } => self.refused(manifest, *error),
             Failure::Store(error) => ResolveError::Store(error),
             Failure::NeverResolved => ResolveError::NeverResolved { reference },
             Failure::NotCached { what, digest } => ResolveError::NotCached { what, digest },
         }
     }
 
-    fn refused(&self, manifest: Digest, source: KitError) -> ResolveError {
-        ResolveError::Kit { reference: self.reference.with_digest(manifest), source }
+    fn refused(&self, manifest: Digest, error: KitError) -> ResolveError {
+        ResolveError::Kit { reference: self.reference.with_digest(manifest), source: Box::new(error) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::fixtures::{self, Case};
+
+    struct Stage {
+        folder: tempfile::TempDir,
+        store: Store,
+        runtime: Runtime,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let store = Store::open(&folder.path().join("cache")).expect("a cache");
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+            Self { folder, store, runtime }
+        }
+
+        fn resolve(&self, reference: &str, offline: bool) -> Result<Pinned, ResolveError> {
+            let options = SourceOptions { offline, ..SourceOptions::default() };
+            kit(&reference.parse().expect(reference), &options, &self.store, self.runtime.handle())
+        }
+    }
+
+    fn case(kind: &str, name: &str) -> Case {
+        fixtures::cases(kind).into_iter().find(|case| case.name == name).expect(name)
+    }
+
+    #[test]
+    fn a_kit_that_was_here_once_needs_its_source_no_more() {
+        let stage = Stage::new();
+        let layout = stage.folder.path().join("layout");
+        let reference = case("kits", "all-kinds-plain").lay_out(&layout);
+        let pinned = stage.resolve(&reference, false).expect("a kit");
+        assert_eq!((pinned.pin, pinned.kit.layers.len()), (PinnedBy::Source, 9));
+        let digest = pinned.kit.manifest.digest;
+        fs::remove_dir_all(layout.join("blobs")).expect("ours");
+        assert!(matches!(stage.resolve(&reference, false), Err(ResolveError::Source { remembered: true, .. })));
+        let again = stage.resolve(&format!("{reference}@{digest}"), false).expect("all of it is kept");
+        assert_eq!((again.pin, again.kit.kitfile), (PinnedBy::User, pinned.kit.kitfile));
+        // Content is known by its digest, wherever it came from.
+        let elsewhere = stage.resolve(&format!("127.0.0.1:1/acme/kit:v1@{digest}"), true).expect("kept");
+        assert_eq!((elsewhere.pin, elsewhere.kit.manifest.digest), (PinnedBy::User, digest));
+    }
+
+    #[test]
+    fn offline_takes_what_a_tag_meant_last() {
+        let stage = Stage::new();
+        let reference = "127.0.0.1:1/acme/kit:v1";
+        let error = stage.resolve(reference, true).expect_err("nothing is known of it");
+        assert!(matches!(error, ResolveError::NeverResolved { .. }), "{error}");
+        let case = case("kits", "all-kinds-plain");
+        let manifest = case.manifest();
+        stage.store.remember(reference, manifest.descriptor()).expect("room");
+        let missing = |what| matches!(stage.resolve(reference, true), Err(ResolveError::NotCached { what: got, .. }) if got == what);
+        assert!(missing("manifest"));
+        stage.store.put_document(&manifest).expect("room");
+        assert!(missing("config"));
+        let config = case.blob(&Kit::config(&manifest).expect("a kit"));
+        stage.store.put_document(&config).expect("room");
+        let pinned = stage.resolve(reference, true).expect("everything is there");
+        assert_eq!((pinned.pin, pinned.kit.manifest.digest), (PinnedBy::Cache, manifest.descriptor().digest));
+        let refused = stage.runtime.block_on(pinned.source.resolve()).expect_err("offline is offline");
+        assert!(refused.to_string().contains("--offline"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_classed() {
+        for (name, class, part) in [
+            ("config-bit-flip", ErrorClass::Content, "the config of oci:"),
+            ("config-not-json", ErrorClass::Refused, "cannot be used"),
+            ("manifest-5mib", ErrorClass::Network, "cannot resolve"),
+        ] {
+            let stage = Stage::new();
+            let reference = case("hostile", name).lay_out(&stage.folder.path().join("layout"));
+            let error = stage.resolve(&reference, false).expect_err(name);
+            assert_eq!(error.class(), class, "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_kept_document_that_was_damaged_is_fetched_again() {
+        let stage = Stage::new();
+        let layout = stage.folder.path().join("layout");
+        let reference = case("kits", "all-kinds-plain").lay_out(&layout);
+        let pinned = stage.resolve(&reference, false).expect("a kit");
+        for kept in fs::read_dir(stage.folder.path().join("cache/v1/blobs")).expect("the documents") {
+            let path = kept.expect("a document").path();
+            let mut bytes = fs::read(&path).expect("ours");
+            bytes[7] ^= 1;
+            fs::remove_file(&path).expect("ours");
+            fs::write(&path, bytes).expect("room");
+        }
+        let pinned_again = stage.resolve(&format!("{reference}@{}", pinned.kit.manifest.digest), false).expect("fetched again");
+        assert_eq!(pinned_again.kit.kitfile, pinned.kit.kitfile);
     }
 }

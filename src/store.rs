@@ -273,20 +273,27 @@ impl Store {
     }
 
     /// Reads the whole layer back from disk and compares its digest with the descriptor (of a compressed one: the digest of its uncompressed content with
-    /// the `diffId`, or with the one that was recorded). A damaged layer is withdrawn. A lost or damaged index is made anew.
+    /// the `diffId`, or with the one that was recorded). A damaged layer is withdrawn, and so is one that the disk cannot read (which is an error). A lost or
+    /// damaged index is made anew.
     pub fn verify(&self, spec: &LayerSpec) -> Result<Verdict, StoreError> {
         let store = &*self.0;
         let layer = &spec.descriptor.digest;
-        let Some(dir) = store.layers.open_dir(&layer.file_name())? else { return Ok(Verdict::Absent) };
-        let _in_use = UseLock::take(&store.locks, layer)?;
-        let work = WorkDir::begin(store, layer)?;
-        match recheck::recheck(store, spec, &dir, &work, &mut |_| {})? {
-            Found::Sound => Ok(Verdict::Sound),
-            Found::Damaged { expected, got } => {
-                recheck::withdraw(store, layer, &dir)?;
-                Ok(Verdict::Damaged { expected, got })
-            }
+        if store.layers.stat(&layer.file_name())?.is_none() {
+            return Ok(Verdict::Absent);
         }
+        let _in_use = UseLock::take(&store.locks, layer)?;
+        let Some(dir) = store.layers.open_dir(&layer.file_name())? else { return Ok(Verdict::Absent) };
+        let work = WorkDir::begin(store, layer)?;
+        let found = recheck::recheck(store, spec, &dir, &work, &mut |_| {});
+        match &found {
+            Ok(Found::Damaged { .. }) => recheck::withdraw(store, layer, &dir)?,
+            Err(error) if recheck::is_lost(error) => recheck::withdraw(store, layer, &dir)?,
+            _ => {}
+        }
+        Ok(match found? {
+            Found::Sound => Verdict::Sound,
+            Found::Damaged { expected, got } => Verdict::Damaged { expected, got },
+        })
     }
 
     /// The layers that are here.

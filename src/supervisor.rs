@@ -29,6 +29,7 @@ use crate::limits::{
     HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, OWN_DEATHS_MAX, OWN_DEATHS_WINDOW, RESTART_DELAY_FIRST, RESTART_DELAY_MAX, START_LIMIT,
     STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
 };
+use crate::log::Destination;
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
 use crate::plan::MountPlan;
@@ -67,9 +68,9 @@ pub enum SupervisorError {
 
 /// Mounts and serves until the mount is gone, and removes `dir`, whose lock is `alive`. `ready` is told once whether the mount came about; if whoever
 /// waits for that is gone by then, nothing stays mounted.
-pub fn run(plan: &MountPlan, dir: &MountDir, alive: Alive, ready: Ready) -> Result<(), SupervisorError> {
+pub fn run(plan: &MountPlan, dir: &MountDir, log: &Destination, alive: Alive, ready: Ready) -> Result<(), SupervisorError> {
     let mut ready = Some(ready);
-    let mut outcome = Supervisor::new(plan, dir).and_then(|mut supervisor| supervisor.serve(&mut ready));
+    let mut outcome = Supervisor::new(plan, dir, log).and_then(|mut supervisor| supervisor.serve(&mut ready));
     if let Err(error) = dir.remove() {
         tracing::warn!(error = &error as &dyn Error, "run directory of the mount");
     }
@@ -85,6 +86,8 @@ pub fn run(plan: &MountPlan, dir: &MountDir, alive: Alive, ready: Ready) -> Resu
 struct Supervisor<'a> {
     plan: &'a MountPlan,
     plan_fd: OwnedFd,
+    /// Where workers log to.
+    log: &'a Destination,
     mounted: Mounted,
     page: Page,
     dir: &'a MountDir,
@@ -122,7 +125,7 @@ struct Ticks {
 const TICK: Duration = Duration::from_secs(1);
 
 impl<'a> Supervisor<'a> {
-    fn new(plan: &'a MountPlan, dir: &'a MountDir) -> Result<Self, SupervisorError> {
+    fn new(plan: &'a MountPlan, dir: &'a MountDir, log: &'a Destination) -> Result<Self, SupervisorError> {
         let own = |what| move |source| SupervisorError::Own { what, source };
         worker::raise_descriptor_limit();
         let plan_fd = plan.seal().map_err(own("its plan"))?;
@@ -130,12 +133,14 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
-        let mounted = session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
+        let mounted =
+            session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
         let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
         let now = Instant::now();
         let supervisor = Self {
             plan,
             plan_fd,
+            log,
             mounted,
             page,
             dir,
@@ -243,7 +248,7 @@ impl<'a> Supervisor<'a> {
             return;
         }
         let cautious = self.is_cautious();
-        match Worker::start(self.plan, &self.plan_fd, &self.mounted, &self.page, &self.held, cautious, self.stopping) {
+        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, cautious, self.stopping) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
@@ -511,7 +516,9 @@ fn take_requests(dir: &MountDir, wake: &Arc<OwnedFd>) -> io::Result<Receiver<(Re
         if sender.send((request, reply)).is_err() || rustix::io::write(&*wake, &1u64.to_ne_bytes()).is_err() {
             return Response::Failed { message: "the supervisor is ending".into() };
         }
-        answer.recv_timeout(UMOUNT_PATIENCE).unwrap_or_else(|_| Response::Failed { message: "the supervisor did not answer in time".into() })
+        answer
+            .recv_timeout(UMOUNT_PATIENCE)
+            .unwrap_or_else(|_| Response::Failed { message: "the supervisor did not answer in time".into() })
     })?;
     Ok(requests)
 }

@@ -10,9 +10,13 @@
 //!
 //! This module does not know how an index gets here, nor what a request is: see [`crate::fs`].
 
+mod check;
+mod listing;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slotted;
-use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use crate::digest::Digest;
@@ -63,12 +67,10 @@ pub enum TreeError {
         path: String,
     },
     /// Two layers bring the same name, and one of the two is a file.
-    #[error("layers {first} and {second} both bring `{path}`")]
+    #[error("layers {} and {} both bring `{path}`", layers[0], layers[1])]
     Collision {
-        /// The layer that comes first in the manifest.
-        first: Digest,
-        /// The other.
-        second: Digest,
+        /// The layers, in manifest order.
+        layers: Box<[Digest; 2]>,
         /// The path in the mount.
         path: String,
     },
@@ -383,9 +385,7 @@ impl Tree {
     /// What stands at a node.
     pub fn attributes(&self, node: Node) -> Result<Known<Attributes>, TreeError> {
         match node {
-            Node::Kitfile => {
-                Ok(Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size: self.kitfile_size, mtime: 0 }))
-            }
+            Node::Kitfile => Ok(Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size: self.kitfile_size, mtime: 0 })),
             Node::Entry { slot, entry } => {
                 let group = self.group_of(slot);
                 let Some(index) = self.index(slot) else { return Ok(Known::Unknown(group)) };
@@ -477,40 +477,6 @@ impl Tree {
         }
     }
 
-    /// Calls `each` with the position after it and every name in `folder`, in name order, from `position` on, until it breaks.
-    pub fn list(
-        &self,
-        folder: Node,
-        position: u64,
-        each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>,
-    ) -> Result<Known<()>, TreeError> {
-        let statics: Vec<(&[u8], Node)> = match folder {
-            Node::Anchor(rank) => {
-                let children = self.anchors[rank].children.iter();
-                let mut statics: Vec<_> = children.map(|&child| (self.anchors[child].path.name(), Node::Anchor(child))).collect();
-                if rank == 0 {
-                    statics.push((KITFILE, Node::Kitfile));
-                    statics.sort_by(|one, other| one.0.cmp(other.0));
-                }
-                statics
-            }
-            _ => Vec::new(),
-        };
-        let sources = match self.sources(folder)? {
-            Known::Is(sources) => sources,
-            Known::Absent => Vec::new(),
-            Known::Unknown(group) => return Ok(Known::Unknown(group)),
-        };
-        match sources[..] {
-            [] => {
-                self.list_merged(&statics, &[], position, each)?;
-            }
-            [(slot, entry)] => self.list_one(&statics, slot, entry, position, each)?,
-            _ => self.list_merged(&statics, &sources, position, each)?,
-        }
-        Ok(Known::Is(()))
-    }
-
     fn member(&self, slot: u16) -> usize {
         let group = self.group_of(slot);
         self.groups[group.0].slots.iter().position(|&other| other == slot).expect("a slot is a member of its own group")
@@ -540,9 +506,7 @@ impl Tree {
             return Ok(if certain { Known::Is(folder) } else { Known::Unknown(group) });
         };
         match self.first_entry(group, indexed, rank) {
-            Some((slot, entry)) if rank != 0 => {
-                Ok(Known::Is(self.shown(slot, &indexed.indexes[self.member(slot)], entry)?))
-            }
+            Some((slot, entry)) if rank != 0 => Ok(Known::Is(self.shown(slot, &indexed.indexes[self.member(slot)], entry)?)),
             _ if rank == 0 || !anchor.children.is_empty() => Ok(Known::Is(folder)),
             _ => Ok(Known::Absent),
         }
@@ -605,227 +569,5 @@ impl Tree {
             }
         }
         Ok(None)
-    }
-
-    /// The index folders whose children a folder shows, in manifest order.
-    fn sources(&self, folder: Node) -> Result<Known<Vec<(u16, u32)>>, TreeError> {
-        let group = match folder {
-            Node::Kitfile => return Ok(Known::Absent),
-            Node::Entry { slot, .. } => self.group_of(slot),
-            Node::Anchor(rank) => match self.anchors[rank].owner {
-                None => return Ok(Known::Absent),
-                Some(group) => group,
-            },
-        };
-        let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Known::Unknown(group)) };
-        let slots = self.groups[group.0].slots.iter().copied();
-        match folder {
-            Node::Anchor(rank) => {
-                let entries = indexed.entries.get(&rank).map(Vec::as_slice).unwrap_or_default();
-                Ok(Known::Is(slots.zip(entries).filter_map(|(slot, entry)| Some((slot, (*entry)?))).collect()))
-            }
-            Node::Entry { slot, entry } if indexed.indexes.len() == 1 => Ok(Known::Is(vec![(slot, entry)])),
-            _ => {
-                let path = self.path(folder)?;
-                let mut sources = Vec::new();
-                for slot in slots {
-                    if let Some(entry) = self.find_in(slot, &indexed.indexes[self.member(slot)], &path)? {
-                        sources.push((slot, entry));
-                    }
-                }
-                Ok(Known::Is(sources))
-            }
-        }
-    }
-
-    /// Statics merged with one index folder. Positions are found by binary search, so that a folder of a million names is not walked
-    /// again for each buffer of it.
-    fn list_one(
-        &self,
-        statics: &[(&[u8], Node)],
-        slot: u16,
-        folder: u32,
-        position: u64,
-        each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>,
-    ) -> Result<(), TreeError> {
-        let index = self.index(slot).ok_or(TreeError::NoSuchNode(NodeId::new(slot, folder, 0)))?;
-        let failed = self.index_error(slot);
-        let children = index.children(folder).map_err(&failed)?;
-        // Index children that a static shadows (a folder entry of an anchor) do not count.
-        let mut shadowed = Vec::new();
-        let mut before = Vec::new();
-        for (name, _) in statics {
-            let (mut low, mut high) = (children.start, children.end);
-            while low < high {
-                let middle = low + (high - low) / 2;
-                if index.name(middle).map_err(&failed)? < *name { low = middle + 1 } else { high = middle }
-            }
-            before.push(low);
-            if low < children.end && index.name(low).map_err(&failed)? == *name {
-                shadowed.push(low);
-            }
-        }
-        let rank_of = |child: u32, statics_before: usize| {
-            let hidden = shadowed.partition_point(|&other| other < child);
-            u64::from(child - children.start) - hidden as u64 + statics_before as u64
-        };
-        let mut next_static = statics.len();
-        for (rank, &low) in before.iter().enumerate() {
-            if rank_of(low, rank) >= position {
-                next_static = rank;
-                break;
-            }
-        }
-        let mut child = children.start;
-        {
-            let (mut low, mut high) = (children.start, children.end);
-            while low < high {
-                let middle = low + (high - low) / 2;
-                let statics_before = before.partition_point(|&start| start <= middle);
-                if rank_of(middle, statics_before) < position { low = middle + 1 } else { high = middle }
-            }
-            child = child.max(low);
-        }
-        let mut at = position;
-        loop {
-            while shadowed.binary_search(&child).is_ok() {
-                child += 1;
-            }
-            let static_first = next_static < statics.len() && before[next_static] <= child;
-            let (name, node, attributes) = if static_first || (child >= children.end && next_static < statics.len()) {
-                let (name, node) = statics[next_static];
-                next_static += 1;
-                match self.attributes(node)? {
-                    Known::Absent => (name, node, None),
-                    Known::Is(attributes) => (name, node, Some(Some(attributes))),
-                    Known::Unknown(_) => (name, node, Some(None)),
-                }
-            } else if child < children.end {
-                let attributes = self.shown(slot, index, child)?;
-                let name = index.name(child).map_err(&failed)?;
-                child += 1;
-                (name, Node::Entry { slot, entry: child - 1 }, Some(Some(attributes)))
-            } else {
-                return Ok(());
-            };
-            at += 1;
-            // A declared path that its layer turned out not to have keeps its position, so that positions never move.
-            let Some(attributes) = attributes else { continue };
-            if each(at, Child { name, node, attributes }).is_break() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Statics merged with any number of index folders, by a sorted list of all names: for groups, which are rare and small.
-    fn list_merged(
-        &self,
-        statics: &[(&[u8], Node)],
-        sources: &[(u16, u32)],
-        position: u64,
-        each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>,
-    ) -> Result<(), TreeError> {
-        let mut names: BTreeMap<&[u8], Node> = BTreeMap::new();
-        for &(slot, folder) in sources.iter().rev() {
-            let index = self.index(slot).ok_or(TreeError::NoSuchNode(NodeId::new(slot, folder, 0)))?;
-            let failed = self.index_error(slot);
-            for entry in index.children(folder).map_err(&failed)? {
-                names.insert(index.name(entry).map_err(&failed)?, Node::Entry { slot, entry });
-            }
-        }
-        names.extend(statics.iter().copied());
-        for (at, (name, node)) in names.into_iter().enumerate().skip(usize::try_from(position).unwrap_or(usize::MAX)) {
-            let attributes = match self.attributes(node)? {
-                Known::Absent => continue,
-                Known::Is(attributes) => Some(attributes),
-                Known::Unknown(_) => None,
-            };
-            if each(at as u64 + 1, Child { name, node, attributes }).is_break() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses a member with an entry that is not the group's, and notes where the group's anchors are in its index.
-    fn check_owned(
-        &self,
-        group: Group,
-        member: usize,
-        index: &Index,
-        members: usize,
-        entries: &mut BTreeMap<usize, Vec<Option<u32>>>,
-    ) -> Result<(), TreeError> {
-        let of = &self.groups[group.0];
-        let slot = of.slots[member];
-        let Place { digest: layer, prefix, .. } = &self.members[usize::from(slot) - 1].1;
-        let failed = self.index_error(slot);
-        let not_owned = |path: &RelPath| TreeError::NotOwned {
-            layer: *layer,
-            path: path.to_string(),
-            declared: of.path.to_string(),
-        };
-        // Only paths that can leave the group's part are walked: those above its declared path, and its anchors.
-        let mut pending = vec![(prefix.clone(), 0u32)];
-        while let Some((path, entry)) = pending.pop() {
-            let record = index.entry(entry).map_err(&failed)?;
-            let anchor = self.anchor_at(&path);
-            let inside = path.starts_with(&of.path);
-            let Some(rank) = anchor else { return Err(not_owned(&path)) };
-            let owner = self.anchors[rank].owner;
-            if inside && owner != Some(group) {
-                // Another layer's declared path: a folder entry for it says nothing new, anything else is not ours to bring.
-                if record.kind != Kind::Folder || record.child_count > 0 {
-                    return Err(not_owned(&path));
-                }
-                continue;
-            }
-            if !inside && !of.path.starts_with(&path) {
-                return Err(not_owned(&path));
-            }
-            if record.kind != Kind::Folder && (!inside || !self.anchors[rank].children.is_empty()) {
-                return Err(TreeError::FileOverFolder { layer: *layer, path: path.to_string() });
-            }
-            if inside {
-                entries.entry(rank).or_insert_with(|| vec![None; members])[member] = Some(entry);
-            }
-            for child in index.children(entry).map_err(&failed)? {
-                let name = index.name(child).map_err(&failed)?;
-                let below = path.join(name).map_err(|_| not_owned(&path))?;
-                if self.anchor_at(&below).is_some() || !inside {
-                    pending.push((below, child));
-                } else if path.is_root() && name == KITFILE {
-                    return Err(not_owned(&below));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses two members that bring the same name, unless it is a folder in both.
-    fn check_disjoint(&self, group: Group, first: usize, one: &Index, second: usize, other: &Index) -> Result<(), TreeError> {
-        let of = &self.groups[group.0];
-        let (first_slot, second_slot) = (of.slots[first], of.slots[second]);
-        let mut pending: Vec<(RelPath, u32, u32)> = Vec::new();
-        let top = self.anchors[of.anchor].path.clone();
-        if let (Some(a), Some(b)) = (self.find_in(first_slot, one, &top)?, self.find_in(second_slot, other, &top)?) {
-            pending.push((top, a, b));
-        }
-        while let Some((path, a, b)) = pending.pop() {
-            let kind = |slot, index: &Index, entry| index.entry(entry).map(|entry| entry.kind).map_err(self.index_error(slot));
-            if kind(first_slot, one, a)? != Kind::Folder || kind(second_slot, other, b)? != Kind::Folder {
-                let digest = |slot: u16| self.members[usize::from(slot) - 1].1.digest;
-                return Err(TreeError::Collision { first: digest(first_slot), second: digest(second_slot), path: path.to_string() });
-            }
-            for child in one.children(a).map_err(self.index_error(first_slot))? {
-                let name = one.name(child).map_err(self.index_error(first_slot))?;
-                if let Some(same) = other.lookup(b, name).map_err(self.index_error(second_slot))?
-                    && let Ok(below) = path.join(name)
-                {
-                    pending.push((below, child, same));
-                }
-            }
-        }
-        Ok(())
     }
 }

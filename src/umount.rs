@@ -158,8 +158,11 @@ pub fn umount(dir: &Path, lazy: bool, run_dir: &RunDir) -> Result<(), UmountErro
     }
 }
 
+/// What became of the mount at a path.
+pub type Outcome = (PathBuf, Result<(), UmountError>);
+
 /// Takes down every mount of the run directory; cleans up the dead ones. Tells what became of each.
-pub fn umount_all(lazy: bool, run_dir: &RunDir) -> Result<Vec<(PathBuf, Result<(), UmountError>)>, RunError> {
+pub fn umount_all(lazy: bool, run_dir: &RunDir) -> Result<Vec<Outcome>, RunError> {
     let cleaned = run_dir.clean_up_dead()?;
     let mut outcomes: Vec<_> = cleaned.into_iter().map(|record| (record.mountpoint, Ok(()))).collect();
     for mount in run_dir.mounts()? {

@@ -102,6 +102,7 @@ impl<T> Unverified<T> {
     }
 }
 
+#[expect(clippy::result_large_err, reason = "a mismatch ends the work on a blob, and names two digests")]
 impl Unverified<Bytes> {
     /// How many bytes there are; their number says nothing about them.
     pub fn len(&self) -> usize {
@@ -174,6 +175,7 @@ enum Hashing {
     Beside(HashThread),
 }
 
+#[expect(clippy::result_large_err, reason = "a mismatch ends the work on a blob, and names two digests")]
 impl Check {
     /// A check of nothing yet.
     pub fn new(descriptor: &Descriptor) -> Self {

@@ -260,7 +260,8 @@ impl Signals {
     fn end(&self, call: Call) -> bool {
         let bit = |signal: i32| 1u64 << (signal - 1);
         let pending = self.pending & !(self.blocked & !bit(libc::SIGKILL)) & !self.ignored;
-        let harmless = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        let harmless =
+            [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
         let kills_by_default = !harmless.into_iter().map(bit).fold(0, |mask, signal| mask | signal);
         let kills = pending & !self.caught & kills_by_default;
         let mut asks = bit(libc::SIGINT);

@@ -3,32 +3,37 @@
 //! It gets a session without a mount in it: fuser reads a pretended INIT from a socket pair, then the real device takes the place of the pair's end. So
 //! no return, panic or drop of the session can unmount anything.
 
+mod house;
+
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{Config, InitFlags, Session, SessionACL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
+use self::house::House;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
 use crate::descriptor::Descriptor;
+use crate::detach::detach;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::fuse::{Adapter, Shared};
 use crate::kit::{Kit, LayerKind};
 use crate::layer::Archive;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
+use crate::log::Destination;
 use crate::oci::{Manifest, Reference};
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
-use crate::run::{LayerReport, LayerStatus, MountDir, RunDir};
+use crate::run::RunDir;
 use crate::store::Store;
-use crate::detach::detach;
 use crate::verify::{Unverified, Verified};
 use crate::wait::{Need, Waiters};
 use crate::wire::Device;
@@ -48,11 +53,21 @@ pub struct Inherited {
     /// The sealed plan.
     #[arg(long)]
     plan_fd: RawFd,
+    /// Where it logs to; without it, to stderr.
+    #[arg(long)]
+    log: Option<PathBuf>,
     /// The mount's id, for detaching it if the supervisor is lost.
     #[arg(long)]
     mount_id: u64,
     /// Where it is mounted.
     mountpoint: PathBuf,
+}
+
+impl Inherited {
+    /// Where the worker logs to.
+    pub fn log(&self) -> Destination {
+        self.log.clone().map_or(Destination::Stderr, Destination::File)
+    }
 }
 
 /// Serves until the kernel has forgotten the mount.
@@ -66,6 +81,7 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
         tracing::error!(%info, "panic");
         std::process::abort();
     }));
+    drop_capabilities();
     // SAFETY: the supervisor left exactly these four open for us, nobody else uses them.
     let [device, page, control, plan] =
         [inherited.device_fd, inherited.page_fd, inherited.control_fd, inherited.plan_fd].map(|fd| unsafe { own(fd) });
@@ -77,7 +93,13 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
     served
 }
 
-fn serve(inherited: &Inherited, device: OwnedFd, page: OwnedFd, control: &Arc<Control>, plan: &OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+fn serve(
+    inherited: &Inherited,
+    device: OwnedFd,
+    page: OwnedFd,
+    control: &Arc<Control>,
+    plan: &OwnedFd,
+) -> Result<(), Box<dyn std::error::Error>> {
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
     let (manifest, config) = checked(&plan)?;
@@ -98,9 +120,16 @@ fn serve(inherited: &Inherited, device: OwnedFd, page: OwnedFd, control: &Arc<Co
         let fetched = Box::new(move |need| filesystem.get().map_or(0, |fs: &Arc<Fs>| fs.fetched_bytes(need)));
         Waiters::new(fetched, Box::new(move |parked| page.watched(parked)))
     };
+    let house: Arc<OnceLock<House>> = Arc::default();
     let ended = {
-        let waiters = Arc::clone(&waiters);
-        Box::new(move |need: Need, outcome| waiters.release(need, outcome))
+        let (waiters, house) = (Arc::clone(&waiters), Arc::clone(&house));
+        Box::new(move |need: Need, outcome: Result<(), _>| {
+            // Whoever is told of a failure can find its reason in `kitfs status`.
+            if let (Err(_), Some(house)) = (outcome, house.get()) {
+                house.report();
+            }
+            waiters.release(need, outcome);
+        })
     };
     let agree = {
         let page = page.clone();
@@ -131,12 +160,14 @@ fn serve(inherited: &Inherited, device: OwnedFd, page: OwnedFd, control: &Arc<Co
     });
 
     let session = session(Adapter::new(shared), &page.agreed(), device)?;
-    let dir = RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id));
-    match dir {
-        Ok(dir) => spawn("house", {
-            let (fs, kit, control) = (Arc::clone(&fs), kit.clone(), Arc::clone(control));
-            move || keep_house(&fs, &kit, &control, &dir)
-        })?,
+    match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
+        Ok(dir) => {
+            house.set(House::new(&fs, kit.clone(), dir)).map_err(|_| "the house is made once")?;
+            spawn("house", {
+                let (house, control) = (Arc::clone(&house), Arc::clone(control));
+                move || house.get().map_or((), |house| house.keep(&control))
+            })?;
+        }
         Err(error) => tracing::warn!(%error, "no run directory: `kitfs status` will not see layers"),
     }
     spawn("control", {
@@ -166,8 +197,12 @@ fn adopt(control: &Control, fs: &Fs, page: &Page) -> io::Result<FromSupervisor> 
     loop {
         match control.receive::<FromSupervisor>()? {
             None => return Err(io::Error::other("the supervisor is gone")),
-            Some(Received { message: FromSupervisor::Adopt { slot }, held: Some(held) }) => fs.adopt(slot, held, u64::from(page.handles(slot))),
-            Some(Received { message: FromSupervisor::Adopt { slot }, held: None }) => tracing::error!(slot, "an open layer came without its descriptors"),
+            Some(Received { message: FromSupervisor::Adopt { slot }, held: Some(held) }) => {
+                fs.adopt(slot, held, u64::from(page.handles(slot)))
+            }
+            Some(Received { message: FromSupervisor::Adopt { slot }, held: None }) => {
+                tracing::error!(slot, "an open layer came without its descriptors")
+            }
             Some(Received { message, .. }) => return Ok(message),
         }
     }
@@ -212,7 +247,7 @@ fn close_forgotten(page: &Page, device: &Device, cache: &std::path::Path) {
 
 /// A file of the cache's own filesystem, which is what decides whether it can back others.
 fn trial_file(cache: &std::path::Path) -> io::Result<std::fs::File> {
-    std::fs::File::open(cache.join("lock"))
+    std::fs::File::options().read(true).append(true).create(true).mode(0o600).open(cache.join("lock"))
 }
 
 /// A session on the mount's device that believes to have made it.
@@ -222,7 +257,9 @@ fn session(adapter: Adapter, agreed: &Agreed, device: OwnedFd) -> io::Result<Ses
     let (kernels_end, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let mut init = [0; LENGTH as usize];
     let all = u32::MAX; // what the kernel has was asked before; fuser only notes which of it is used
-    for (offset, word) in [(0, LENGTH), (4, FUSE_INIT), (8, 2), (40, 7), (44, agreed.minor), (48, agreed.max_readahead), (52, all), (56, all)] {
+    for (offset, word) in
+        [(0, LENGTH), (4, FUSE_INIT), (8, 2), (40, 7), (44, agreed.minor), (48, agreed.max_readahead), (52, all), (56, all)]
+    {
         init[offset..offset + 4].copy_from_slice(&word.to_ne_bytes());
     }
     rustix::io::write(&kernels_end, &init)?;
@@ -278,56 +315,17 @@ fn obey(control: &Control, waiters: &Waiters, mountpoint: &std::path::Path, moun
     }
 }
 
-/// Once a second: lets go of idle layers, and writes down how layers stand where that changed.
-fn keep_house(fs: &Fs, kit: &Kit, control: &Control, dir: &MountDir) {
-    let mut written = Vec::new();
-    loop {
-        fs.let_go_of_idle(&mut |slot| {
-            let _supervisor_is_gone = control.send(&FromWorker::LetGo { slot }, None);
-        });
-        let reports = reports(fs, kit);
-        if reports != written {
-            match dir.write_layers(&reports) {
-                Ok(()) => written = reports,
-                Err(error) => tracing::warn!(%error, "state of the layers"),
-            }
-        }
-        thread::sleep(Duration::from_secs(1));
+/// Keeps of root's powers what a worker needs: to register backing files and to detach (SYS_ADMIN), to read certificates and logins of whoever mounted
+/// (DAC_READ_SEARCH), and to see whether callers were signalled where `/proc` hides them (SYS_PTRACE). Before there is a second thread, since each has its own.
+fn drop_capabilities() {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_PTRACE;
+    let kept = capabilities(None).and_then(|sets| {
+        let kept = sets.permitted & needed;
+        set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
+    });
+    if let Err(error) = kept {
+        tracing::warn!(%error, "capabilities stay as they are");
     }
-}
-
-fn reports(fs: &Fs, kit: &Kit) -> Vec<LayerReport> {
-    let report = |(slot, layer): (u16, &crate::kit::KitLayer)| {
-        let descriptor = &layer.spec.descriptor;
-        let (state, failed) = match fs.standing(slot) {
-            LayerStanding::Absent => (LayerStatus::Absent, None),
-            LayerStanding::Waiting => (LayerStatus::Waiting, None),
-            LayerStanding::Fetching => (LayerStatus::Fetching, None),
-            LayerStanding::Cached => (LayerStatus::Cached, None),
-            LayerStanding::Failed(failed) => (LayerStatus::Failed, Some(failed)),
-        };
-        let fetched = match state {
-            LayerStatus::Cached => descriptor.size,
-            LayerStatus::Fetching => fs.fetched_bytes(Need::Content(slot)),
-            _ => 0,
-        };
-        LayerReport {
-            digest: descriptor.digest,
-            media_type: descriptor.media_type.clone(),
-            path: if layer.path.is_root() { ".".into() } else { layer.path.to_string() },
-            size: descriptor.size,
-            state,
-            fetched,
-            error: failed.as_ref().map(|failed| failed.message.clone()),
-            retry_at: failed.as_ref().map(|failed| timestamp(failed.retry_at)),
-        }
-    };
-    (1..).zip(&kit.layers).map(report).collect()
-}
-
-fn timestamp(time: SystemTime) -> String {
-    let second = |timestamp: jiff::Timestamp| timestamp.round(jiff::Unit::Second).unwrap_or(timestamp).to_string();
-    jiff::Timestamp::try_from(time).map(second).unwrap_or_default()
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {

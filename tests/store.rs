@@ -23,7 +23,7 @@ use kitfs::layer::{Archive, Compression, LayerSpec};
 use kitfs::path::RelPath;
 use kitfs::source::{BlobStream, Resolved, Source, SourceError};
 use kitfs::store::{Activity, Content, LayerState, Recall, Store, StoreError, Verdict, VerifiedLayer};
-use kitfs::verify::{Unverified, Verified};
+use kitfs::verify::{Mismatch, Unverified, Verified};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -425,7 +425,11 @@ fn a_config_that_claims_another_content_is_not_believed() {
     wrong.spec.diff_id = Some(Digest::of(Algorithm::Sha256, b"something else"));
     let source = Scripted::new(&wrong, []);
     let error = bench.ensure(&wrong, &source).expect_err("another content");
-    assert!(matches!(error, StoreError::Uncompressed { got, .. } if Some(got) == right), "{error}");
+    assert!(
+        matches!(&error, StoreError::Uncompressed { mismatch, .. }
+        if matches!(**mismatch, Mismatch::Digest { got, .. } if Some(got) == right)),
+        "{error}"
+    );
     assert_eq!((error.class(), source.asked()), (ErrorClass::Content, vec![0]));
     bench.assert_nothing_is_left();
 
@@ -1006,6 +1010,44 @@ fn a_killed_fetcher_is_taken_over_where_it_was() {
     let [from] = source.asked()[..] else { panic!("asked {:?}", source.asked()) };
     assert!(from >= at as u64 - (1 << 20) && from <= at as u64, "{from}");
     assert_eq!(from + source.delivered(), sample.blob.len() as u64);
+}
+
+/// What another process has done so far, as far as the cache shows it.
+type Sight = (&'static str, fn(&Path, &str) -> bool);
+
+#[test]
+fn a_process_may_be_killed_anywhere() {
+    fn in_work(v1: &Path, layer: &str, file: &str) -> bool {
+        listing(&v1.join("ingest")).iter().any(|name| name.starts_with(layer) && v1.join("ingest").join(name).join(file).exists())
+    }
+    let sights: [Sight; 6] = [
+        ("work", |v1, layer| listing(&v1.join("ingest")).iter().any(|name| name.starts_with(layer))),
+        ("data", |v1, layer| in_work(v1, layer, "1.data") || in_work(v1, layer, "2.data")),
+        ("visible", |v1, layer| in_work(v1, layer, "visible")),
+        ("index", |v1, layer| v1.join("index").join(layer).exists()),
+        ("layer", |v1, layer| v1.join("layers").join(layer).exists()),
+        ("durable", |v1, layer| v1.join("layers").join(layer).join("durable").exists()),
+    ];
+    let sample = plain(25);
+    let layer = sample.spec.descriptor.digest.file_name();
+    for (name, sight) in sights {
+        let bench = Bench::new();
+        let mut other = Other::start(&bench, 25, None);
+        let v1 = bench.cache().join("v1");
+        // It may be faster than we look: then it has everything, and dies later than meant.
+        while !sight(&v1, &layer) && !v1.join("layers").join(&layer).exists() {
+            thread::yield_now();
+        }
+        other.child.kill().expect("not reaped");
+        other.child.wait().expect("ours");
+        let source = Scripted::new(&sample, []);
+        let stored = bench.ensure(&sample, &source).expect(name);
+        assert_eq!(read_all(&stored).expect("there"), sample.files, "{name}");
+        bench.store.sync(&stored).expect("durable");
+        assert_eq!(bench.store.verify(&sample.spec).expect("readable"), Verdict::Sound);
+        assert_eq!(listing(&v1.join("ingest")), Vec::<String>::new(), "{name}");
+        assert_eq!(listing(&v1.join("layers")).len(), 1, "{name}");
+    }
 }
 
 #[test]

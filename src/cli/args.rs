@@ -8,7 +8,9 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::daemon::SupervisorArgs;
 use crate::plan::Prefetch;
+use crate::worker;
 
 /// What stands at the end of every help.
 const AFTER_HELP: &str = "\
@@ -58,6 +60,12 @@ pub(crate) enum Command {
     Completions(Completions),
     /// Print the manual page
     Man,
+    /// Own a mount; started by `kitfs mount`
+    #[command(name = "__supervisor", hide = true)]
+    Supervisor(SupervisorArgs),
+    /// Serve a mount; started by its supervisor
+    #[command(name = "__worker", hide = true)]
+    Worker(Box<worker::Inherited>),
 }
 
 /// Where kits come from and where they are kept.
@@ -219,7 +227,7 @@ mod tests {
 
     #[test]
     fn every_long_option_has_its_variable() {
-        for command in Cli::command().get_subcommands() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             for argument in command.get_arguments() {
                 let Some(long) = argument.get_long().filter(|long| !["help", "version"].contains(long)) else { continue };
                 let expected = format!("KITFS_{}", long.to_uppercase().replace('-', "_"));

@@ -6,12 +6,16 @@ use std::io;
 use std::path::PathBuf;
 
 use super::report::Exit;
+use crate::daemon::StartError;
 use crate::failure::ErrorClass;
 use crate::kit::KitError;
 use crate::oci::ReferenceError;
+use crate::preflight::PreflightError;
 use crate::resolve::ResolveError;
+use crate::run::RunError;
 use crate::source::SourceError;
 use crate::store::StoreError;
+use crate::umount::UmountError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +54,30 @@ pub(crate) enum CliError {
         #[source]
         source: io::Error,
     },
+    /// There is no mount where one was asked for.
+    #[error("{} is no mount of kitfs", path.display())]
+    NoSuchMount {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// It cannot be mounted there, or not by this user.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// The mount does not serve.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A mount was not taken down.
+    #[error(transparent)]
+    Umount(#[from] UmountError),
     /// The threads for the network cannot be started.
     #[error("cannot start the threads for the network")]
     Runtime(#[source] io::Error),
+    /// An internal command was not started by kitfs itself.
+    #[error("this command is only for kitfs itself")]
+    Inherit(#[source] io::Error),
     /// What was to be printed could not be.
     #[error("cannot write to stdout")]
     Output(#[source] io::Error),
@@ -68,7 +93,17 @@ impl CliError {
             Self::Reference(_) => Exit::Usage,
             Self::Resolve(error) => exit_of(error.class()),
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
-            Self::NoCacheDir | Self::Folder { .. } | Self::Runtime(_) | Self::Output(_) | Self::Json(_) => Exit::Failed,
+            Self::Start(error) => exit_of_code(error.exit_code),
+            Self::NoCacheDir
+            | Self::Preflight(_)
+            | Self::Folder { .. }
+            | Self::NoSuchMount { .. }
+            | Self::Run(_)
+            | Self::Umount(_)
+            | Self::Runtime(_)
+            | Self::Inherit(_)
+            | Self::Output(_)
+            | Self::Json(_) => Exit::Failed,
         }
     }
 
@@ -85,8 +120,23 @@ impl CliError {
             Self::Resolve(error) => hints_of_resolve(error),
             Self::Store(error) | Self::Layers { source: error, .. } => hints_of_store(error),
             Self::NoCacheDir => vec!["name a folder on a local disk with `--cache-dir`".into()],
-            Self::Folder { .. } | Self::Runtime(_) | Self::Output(_) | Self::Json(_) => Vec::new(),
+            Self::NoSuchMount { .. } => vec!["`kitfs status` lists the mounts".into()],
+            Self::Preflight(error) => error.hint().into_iter().map(Cow::from).collect(),
+            Self::Start(error) => error.hint.clone().into_iter().map(Cow::from).collect(),
+            Self::Umount(error) => error.hint().into_iter().map(Cow::from).collect(),
+            Self::Run(RunError::ForeignOwner { .. } | RunError::Writable { .. }) => {
+                vec!["name a folder of your own with `--run-dir`".into()]
+            }
+            Self::Folder { .. } | Self::Run(_) | Self::Runtime(_) | Self::Inherit(_) | Self::Output(_) | Self::Json(_) => Vec::new(),
         }
+    }
+
+    /// What belongs to the error and is no cause of it.
+    pub(crate) fn details(&self) -> Vec<String> {
+        let Self::Umount(UmountError::Busy { holders, mounts, .. }) = self else { return Vec::new() };
+        let holders = holders.iter().map(ToString::to_string);
+        let mounts = mounts.iter().map(|mount| format!("{} is mounted in it", mount.display()));
+        holders.chain(mounts).collect()
     }
 }
 
@@ -96,6 +146,11 @@ fn exit_of(class: ErrorClass) -> Exit {
         ErrorClass::Missing | ErrorClass::Denied => Exit::Missing,
         ErrorClass::Stalled | ErrorClass::Network | ErrorClass::Disk(_) => Exit::Failed,
     }
+}
+
+/// What a supervisor says that the command is to end with.
+fn exit_of_code(code: u8) -> Exit {
+    [Exit::Usage, Exit::Content, Exit::Missing].into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failed)
 }
 
 fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
@@ -110,9 +165,11 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
         ResolveError::Content { .. } => {
             vec!["somebody or something between here and the registry changes what is sent; nothing of it was used".into()]
         }
-        ResolveError::Kit { source: KitError::NotYet(_), .. } => vec!["`kit unpack` can unpack it".into()],
-        ResolveError::Kit { source: KitError::NotAKit { .. }, .. } => vec!["kitfs mounts what `kit pack` packs".into()],
-        ResolveError::Kit { .. } => Vec::new(),
+        ResolveError::Kit { source, .. } => match **source {
+            KitError::NotYet(_) => vec!["`kit unpack` can unpack it".into()],
+            KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
+            _ => Vec::new(),
+        },
         ResolveError::Store(error) => hints_of_store(error),
         ResolveError::NeverResolved { .. } => vec!["run it once without `--offline`, or name the kit by its digest".into()],
         ResolveError::NotCached { .. } => vec!["fetch the kit once with `kitfs pull`".into()],
@@ -158,7 +215,7 @@ mod tests {
     use super::*;
 
     fn resolve(source: SourceError) -> CliError {
-        ResolveError::Source { reference: "reg.example/a:v1".into(), remembered: true, source }.into()
+        ResolveError::Source { reference: "reg.example/a:v1".into(), remembered: true, source: Box::new(source) }.into()
     }
 
     fn unavailable(cause: &str) -> SourceError {

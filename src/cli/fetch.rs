@@ -1,7 +1,6 @@
 //! Layers into the cache, with progress for whoever watches.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,14 +28,14 @@ pub(super) enum Until {
 
 /// Fetches those of a kit's layers that stand at `positions`, each digest once, several at a time. All are tried, whatever becomes of one.
 ///
-/// `alive` is called now and then as long as bytes come.
+/// `alive` is called now and then as long as bytes come, with how many did and how many there are.
 pub(super) fn layers(
     session: &Session,
     kit: &Kit,
     positions: &[usize],
     source: &Arc<dyn Source>,
     until: Until,
-    alive: &dyn Fn(),
+    alive: &dyn Fn(u64, u64),
 ) -> Result<Vec<VerifiedLayer>, CliError> {
     let mut wanted: Vec<&KitLayer> = Vec::new();
     for layer in positions.iter().filter_map(|position| kit.layers.get(*position)) {
@@ -44,6 +43,7 @@ pub(super) fn layers(
             wanted.push(layer);
         }
     }
+    let total = wanted.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
     let mut display = Display::new(session, &wanted);
     let mut outcomes = HashMap::new();
     let queue = Mutex::new(wanted.iter().copied().collect::<VecDeque<_>>());
@@ -69,8 +69,10 @@ pub(super) fn layers(
                     outcomes.insert(digest, outcome);
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    if display.look() {
-                        alive();
+                    let before = display.fetched;
+                    display.look();
+                    if display.fetched != before {
+                        alive(display.fetched, total);
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -114,75 +116,62 @@ fn label(layer: &KitLayer) -> String {
 }
 
 /// Bars on a terminal, lines elsewhere.
-enum Display<'a> {
-    Bars { session: &'a Session, bars: Vec<(Digest, ProgressBar)>, fetched: u64 },
-    Lines { session: &'a Session, waiting: Vec<&'a KitLayer>, fetched: u64 },
+struct Display<'a> {
+    session: &'a Session,
+    /// Layers that have not ended yet, with their bars.
+    waiting: Vec<(&'a KitLayer, Option<ProgressBar>)>,
+    /// Bytes of layers that ended.
+    settled: u64,
+    /// Bytes that have come in all.
+    fetched: u64,
 }
 
 impl<'a> Display<'a> {
     fn new(session: &'a Session, layers: &[&'a KitLayer]) -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self::Lines { session, waiting: layers.to_vec(), fetched: 0 };
-        }
-        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-        let template = "{msg:30!} {bar:30} {binary_bytes:>11} of {binary_total_bytes:>11}  {binary_bytes_per_sec}";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bars = layers.iter().map(|layer| {
-            let bar = all.add(ProgressBar::new(layer.spec.descriptor.size));
-            bar.set_style(style.clone());
-            bar.set_message(escaped(&label(layer)));
-            bar.tick();
-            (layer.spec.descriptor.digest, bar)
-        });
-        Self::Bars { session, bars: bars.collect(), fetched: 0 }
+        let bars = std::io::stderr().is_terminal().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+        let waiting = layers.iter().map(|layer| (*layer, bars.as_ref().map(|bars| bars.add(bar(layer))))).collect();
+        Self { session, waiting, settled: 0, fetched: 0 }
     }
 
-    /// Brings the display up to date, and says whether there is anything new.
-    fn look(&mut self) -> bool {
-        let fetched = |session: &Session, digest: &Digest| match session.store.state(digest) {
-            LayerState::Fetching => session.store.progress(digest).map_or(0, |progress| progress.fetched),
-            LayerState::Cached | LayerState::Absent => 0,
-        };
-        let (before, now) = match self {
-            Self::Bars { session, bars, fetched: before } => {
-                let mut now = 0;
-                for (digest, bar) in bars.iter().filter(|(_, bar)| !bar.is_finished()) {
-                    let bytes = fetched(session, digest);
-                    bar.set_position(bytes);
-                    now += bytes;
-                }
-                (before, now)
+    /// Brings the display up to date.
+    fn look(&mut self) {
+        let mut coming: u64 = 0;
+        for (layer, bar) in &self.waiting {
+            let digest = &layer.spec.descriptor.digest;
+            let fetched = match self.session.store.state(digest) {
+                LayerState::Fetching => self.session.store.progress(digest).map_or(0, |progress| progress.fetched),
+                LayerState::Cached | LayerState::Absent => 0,
+            };
+            coming = coming.saturating_add(fetched);
+            if let Some(bar) = bar {
+                bar.set_position(fetched);
             }
-            Self::Lines { session, waiting, fetched: before } => {
-                (before, waiting.iter().map(|layer| fetched(session, &layer.spec.descriptor.digest)).sum())
-            }
-        };
-        let news = *before != now;
-        *before = now;
-        news
+        }
+        self.fetched = self.settled.saturating_add(coming);
     }
 
     fn ended(&mut self, digest: &Digest, outcome: &Result<VerifiedLayer, StoreError>) {
-        match self {
-            Self::Bars { bars, .. } => {
-                for (_, bar) in bars.iter().filter(|(other, _)| other == digest) {
-                    match outcome {
-                        Ok(_) => bar.finish(),
-                        Err(_) => bar.abandon_with_message("failed"),
-                    }
-                }
-            }
-            Self::Lines { waiting, .. } => {
-                let Some(position) = waiting.iter().position(|layer| layer.spec.descriptor.digest == *digest) else { return };
-                let layer = waiting.swap_remove(position);
-                let mut line = format!("{digest} {} ({})", label(layer), BinaryBytes(layer.spec.descriptor.size));
-                // Writing into a String cannot fail.
-                _ = match outcome {
-                    Ok(_) => write!(line, ": in the cache"),
-                    Err(error) => write!(line, ": {error}"),
-                };
-                report::note(&line);
-            }
+        let Some(position) = self.waiting.iter().position(|(layer, _)| layer.spec.descriptor.digest == *digest) else { return };
+        let (layer, bar) = self.waiting.swap_remove(position);
+        let size = layer.spec.descriptor.size;
+        if outcome.is_ok() {
+            self.settled = self.settled.saturating_add(size);
+        }
+        match (bar, outcome) {
+            (Some(bar), Ok(_)) => bar.finish(),
+            (Some(bar), Err(_)) => bar.abandon_with_message("failed"),
+            (None, Ok(_)) => report::note(&format!("{digest} {} ({}): in the cache", label(layer), BinaryBytes(size))),
+            (None, Err(error)) => report::note(&format!("{digest} {} ({}): {error}", label(layer), BinaryBytes(size))),
         }
     }
+}
+
+fn bar(layer: &KitLayer) -> ProgressBar {
+    let template = "{msg:30!} {bar:30} {binary_bytes:>11} of {binary_total_bytes:>11}  {binary_bytes_per_sec}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::hidden();
+    bar.set_length(layer.spec.descriptor.size);
+    bar.set_style(style);
+    bar.set_message(escaped(&label(layer)));
+    bar
 }

@@ -21,7 +21,7 @@ pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
 fn pull(session: &Session, reference: &str) -> Result<(), CliError> {
     let pinned = session.resolve(reference)?;
     let all: Vec<usize> = (0..pinned.kit.layers.len()).collect();
-    let layers = fetch::layers(session, &pinned.kit, &all, &pinned.source, Until::Durable, &|| {})?;
+    let layers = fetch::layers(session, &pinned.kit, &all, &pinned.source, Until::Durable, &|_, _| {})?;
     let named = pinned.reference.with_digest(pinned.kit.manifest.digest);
     print(format!("{}: {} layers in the cache\n", escaped(&named), layers.len()).as_bytes())?;
     Ok(())

@@ -44,6 +44,9 @@ pub(crate) fn error(error: &CliError) -> Exit {
         _ = write!(text, "\n  {}{}", style.paint("31", "because: "), escaped(&source.to_string()));
         cause = source.source();
     }
+    for detail in error.details() {
+        _ = write!(text, "\n  {}", escaped(&detail));
+    }
     for hint in error.hints() {
         _ = write!(text, "\n{}{}", style.paint("36", "hint: "), escaped(&hint));
     }

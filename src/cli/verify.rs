@@ -33,7 +33,7 @@ fn kit(session: &Session, reference: &str, repair: bool) -> Result<Exit, CliErro
         }
     }
     if repair && !bad.is_empty() {
-        fetch::layers(session, &pinned.kit, &bad, &pinned.source, Until::Durable, &|| {})?;
+        fetch::layers(session, &pinned.kit, &bad, &pinned.source, Until::Durable, &|_, _| {})?;
         exit = Exit::Done;
     }
     Ok(exit)

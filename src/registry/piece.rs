@@ -90,7 +90,7 @@ impl Piece {
     }
 
     /// Reads on beyond the end that was planned, for the answer holds the whole blob anyway.
-    pub(super) fn to_the_end(&mut self) {
+    pub(super) fn until_the_end(&mut self) {
         self.end = End::Blob;
     }
 

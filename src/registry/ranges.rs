@@ -161,7 +161,7 @@ impl Fetch {
             lanes.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
             State::Many(lanes)
         } else {
-            first.to_the_end();
+            first.until_the_end();
             State::One(first)
         };
         Ok(())

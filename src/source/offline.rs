@@ -11,11 +11,11 @@ use crate::verify::Unverified;
 
 /// Stands for a registry if the user forbade the network: what is not in the cache cannot be had.
 #[derive(Debug)]
-pub struct Offline(String);
+pub(super) struct Offline(String);
 
 impl Offline {
     /// Stands for the repository of `name`.
-    pub fn new(name: &RegistryName) -> Self {
+    pub(super) fn new(name: &RegistryName) -> Self {
         // Another name than the registry's own, so that what this one says counts for nobody who may ask.
         Self(format!("{}/{} (offline)", name.host(), name.repository()))
     }

@@ -374,3 +374,44 @@ impl Sink {
         dir.open(&self.name)?.ok_or_else(|| disk(what())(Errno::NOENT))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_sink_writes_what_was_pushed() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for (steps, most) in [(false, 3 << 20), (true, 3 << 20), (false, 700), (true, 60_000)] {
+            let file = tempfile::tempfile().expect("a file");
+            let mut pushed: Vec<u8> = Vec::new();
+            let total = (2 << 20) + 12_345;
+            let mut sink = Sink::new(file.try_clone().expect("a descriptor"), "x".into(), 0, total as u64);
+            sink.steps = steps;
+            while pushed.len() < total {
+                let piece: Vec<u8> = (0..random.usize(0..most).min(total - pushed.len())).map(|_| random.u8(..)).collect();
+                pushed.extend_from_slice(&piece);
+                sink.push(Bytes::from(piece)).expect("room");
+                assert!(sink.queued < limits::PIECE_BYTES && sink.queue.len() < VECTOR, "not more is held back than one piece");
+            }
+            sink.flush().expect("room");
+            assert_eq!(sink.queued, 0);
+            let mut found = Vec::new();
+            let mut file = file;
+            io::Seek::rewind(&mut file).and_then(|()| file.read_to_end(&mut found)).expect("readable");
+            assert!(found == pushed, "steps {steps}, at most {most}");
+        }
+    }
+
+    #[test]
+    fn data_files_are_found_by_their_names() {
+        for ordinal in [0, 7, u32::MAX] {
+            assert_eq!(data_ordinal(&data_name(ordinal)), Some(ordinal));
+        }
+        for name in ["pack", ".data", "x.data", "01.data", "+1.data", "4294967296.data", "1.data.x"] {
+            assert_eq!(data_ordinal(name), None, "{name}");
+        }
+    }
+}

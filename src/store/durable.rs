@@ -21,6 +21,7 @@ use super::locks::{IngestLock, try_lock};
 use super::progress::{Activity, Reporter};
 use super::recall::{DURABLE, VISIBLE};
 use super::recheck::{self, Found};
+use crate::failure::ErrorClass;
 use crate::layer::LayerSpec;
 use crate::limits;
 use crate::verify::Mismatch;
@@ -48,7 +49,7 @@ pub(super) fn start(job: Job) {
     let layer = job.spec.descriptor.digest;
     let started = thread::Builder::new().name("kitfs-sync".into()).spawn(move || {
         if let Err(error) = run(&job) {
-            tracing::error!(layer = %job.spec.descriptor.digest, error = error.chain(), "a layer could not be synced and is withdrawn");
+            tracing::error!(layer = %job.spec.descriptor.digest, error = error.chain(), "a layer could not be synced");
             report(&job, error);
         }
     });
@@ -58,13 +59,17 @@ pub(super) fn start(job: Job) {
 }
 
 fn run(job: &Job) -> Result<(), StoreError> {
-    let outcome = match &job.how {
+    let synced = match &job.how {
         How::Kept(files) => sync_files(files, &job.dir),
         How::Reread => reread(&job.store, &job.spec, &job.dir),
     };
-    let outcome = outcome.and_then(|()| record(&job.store, &job.spec, &job.dir));
-    if outcome.is_err() {
-        recheck::withdraw(&job.store, &job.spec.descriptor.digest, &job.dir)?;
+    let lost = |error: &StoreError| recheck::is_lost(error) || (synced.is_err() && may_have_cost_bytes(error));
+    let outcome = synced.clone().and_then(|()| record(&job.store, &job.spec, &job.dir));
+    // If it is not lost (there was no room to say that it is durable, no descriptor), the next one to recall it tries again.
+    if outcome.as_ref().is_err_and(lost)
+        && let Err(error) = recheck::withdraw(&job.store, &job.spec.descriptor.digest, &job.dir)
+    {
+        tracing::error!(layer = %job.spec.descriptor.digest, error = error.chain(), "a layer could not be withdrawn");
     }
     outcome
 }
@@ -100,10 +105,13 @@ fn reread(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), StoreError> 
     sync_and_drop(dir)?;
     match recheck::read_back(store, spec, dir, None, &mut |_| {})?.found {
         Found::Sound => Ok(()),
-        Found::Damaged { expected, got } => {
-            Err(StoreError::Content { layer: spec.descriptor.digest, mismatch: Mismatch::Digest { expected, got } })
-        }
+        Found::Damaged { expected, got } => Err(StoreError::content(spec.descriptor.digest, Mismatch::Digest { expected, got })),
     }
+}
+
+/// True for errors by which a sync says that pages could not be written: they may be gone by now.
+fn may_have_cost_bytes(error: &StoreError) -> bool {
+    matches!(error.class(), ErrorClass::Disk(libc::EIO | libc::ENOSPC | libc::EDQUOT))
 }
 
 /// Makes the names durable, and then says so. The files are synced.

@@ -57,17 +57,15 @@ pub enum StoreError {
         /// The layer's digest.
         layer: Digest,
         /// Expected and got.
-        mismatch: Mismatch,
+        mismatch: Box<Mismatch>,
     },
     /// The blob is right, but what it holds is not what the config says.
-    #[error("layer {layer}: expected the uncompressed digest {expected}, got {got}")]
+    #[error("layer {layer}, uncompressed: {mismatch}")]
     Uncompressed {
         /// The layer's digest.
         layer: Digest,
-        /// The config's `diffId`.
-        expected: Digest,
-        /// The digest of what the blob holds.
-        got: Digest,
+        /// The config's `diffId`, and the digest of what the blob holds.
+        mismatch: Box<Mismatch>,
     },
     /// The blob is right, but the archive in it may not be shown.
     #[error("layer {layer}")]
@@ -146,6 +144,11 @@ impl StoreError {
             Self::Elsewhere { class, .. } => *class,
             Self::Silent { .. } => ErrorClass::Stalled,
         }
+    }
+
+    /// What came for the blob of `layer` is not it.
+    pub(super) fn content(layer: Digest, mismatch: Mismatch) -> Self {
+        Self::Content { layer, mismatch: Box::new(mismatch) }
     }
 
     /// When the source wants to be asked again, if it said so.

@@ -17,7 +17,6 @@ use super::progress::{Activity, Reporter};
 use super::recall::{Recall, recall};
 use super::recheck::{self, Found};
 use super::work::WorkDir;
-use crate::failure::ErrorClass;
 use crate::layer::LayerSpec;
 use crate::limits;
 use crate::source::Source;
@@ -121,20 +120,11 @@ fn verify_again(store: &Arc<Inner>, spec: &LayerSpec, reporter: &mut Reporter<'_
         }
         // The next round tells.
         Err(StoreError::Doubtful { .. }) => Ok(()),
-        Err(error) if is_unreadable(&error) => {
+        Err(error) if recheck::is_lost(&error) => {
             tracing::warn!(%layer, error = error.chain(), "a layer of the cache cannot be read and is withdrawn");
             recheck::withdraw(store, layer, &dir)
         }
         Err(error) => Err(error),
-    }
-}
-
-/// True if what is stored is lost, and false if it only cannot be looked at now: a full disk is no reason to throw a layer away.
-fn is_unreadable(error: &StoreError) -> bool {
-    match error {
-        StoreError::Owner { .. } => true,
-        StoreError::Disk { .. } => matches!(error.class(), ErrorClass::Disk(libc::EIO | libc::EBADMSG | libc::EUCLEAN | libc::ELOOP)),
-        _ => false,
     }
 }
 

@@ -210,3 +210,132 @@ impl Seen {
         Some(StoreError::Elsewhere { layer: *layer, class: fault.class, text: fault.text, pid: last.pid, retry_at })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::digest::Algorithm;
+    use crate::failure::ErrorClass;
+    use crate::source::SourceError;
+    use crate::store::progress::Reporter;
+
+    struct Bench {
+        _path: tempfile::TempDir,
+        locks: Dir,
+        layer: Digest,
+        begin: Instant,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let path = tempfile::tempdir().expect("a directory");
+            let locks = Dir::open_top(path.path(), rustix::process::geteuid().as_raw()).expect("ours");
+            Self { _path: path, locks, layer: Digest::of(Algorithm::Sha256, b"layer"), begin: Instant::now() }
+        }
+
+        fn holder(&self, place: usize) -> IngestLock {
+            IngestLock::attempt(&self.locks, &self.layer, place).expect("readable").expect("free")
+        }
+
+        fn claim(&self, watch: &mut Watch, source: &str, second: u64) -> Result<Claim, StoreError> {
+            watch.claim(&self.locks, &self.layer, source, self.begin + Duration::from_secs(second))
+        }
+    }
+
+    const LIMIT: u64 = limits::SILENCE_SECONDS;
+
+    #[test]
+    fn a_free_lock_is_taken_at_once() {
+        let (bench, mut watch) = (Bench::new(), Watch::new());
+        assert!(matches!(bench.claim(&mut watch, "a", 0), Ok(Claim::Mine(_))));
+    }
+
+    #[test]
+    fn one_who_ticks_is_waited_for_and_one_who_is_silent_is_not() {
+        let (bench, mut watch) = (Bench::new(), Watch::new());
+        let lock = bench.holder(0);
+        let mut reporter = Reporter::begin(&lock, "a", 9, Activity::Fetching);
+        for second in [0, LIMIT - 1, LIMIT, 3 * LIMIT] {
+            reporter.activity(Activity::Fetching, second);
+            assert!(matches!(bench.claim(&mut watch, "a", second), Ok(Claim::Busy)), "{second}");
+        }
+        assert!(matches!(bench.claim(&mut watch, "a", 4 * LIMIT - 1), Ok(Claim::Busy)));
+        let Ok(Claim::Mine(beside)) = bench.claim(&mut watch, "a", 4 * LIMIT) else { panic!("it has been silent for long enough") };
+        // One at a time: the next one waits for him, and only if he is silent too there is one more place.
+        let mut third = Watch::new();
+        assert!(matches!(bench.claim(&mut third, "a", 0), Ok(Claim::Busy)));
+        assert!(matches!(bench.claim(&mut third, "a", LIMIT), Ok(Claim::Busy)), "the second is seen for the first time now");
+        let Ok(Claim::Mine(last)) = bench.claim(&mut third, "a", 2 * LIMIT) else { panic!("both are silent") };
+        let mut fourth = Watch::new();
+        let outcomes: Vec<_> = (0..4).map(|round| bench.claim(&mut fourth, "a", round * LIMIT)).collect();
+        assert!(matches!(outcomes.last(), Some(Err(StoreError::Silent { .. }))), "a wait has an end");
+        drop((lock, beside, last));
+    }
+
+    #[test]
+    fn only_another_source_may_try_beside_one_who_gets_no_bytes() {
+        let bench = Bench::new();
+        let lock = bench.holder(0);
+        let mut reporter = Reporter::begin(&lock, "a", 9, Activity::Fetching);
+        let (mut same, mut other) = (Watch::new(), Watch::new());
+        for second in 0..LIMIT {
+            reporter.activity(Activity::Fetching, 5);
+            assert!(matches!(bench.claim(&mut same, "a", second), Ok(Claim::Busy)));
+            assert!(matches!(bench.claim(&mut other, "b", second), Ok(Claim::Busy)));
+        }
+        reporter.activity(Activity::Fetching, 5);
+        assert!(matches!(bench.claim(&mut same, "a", LIMIT), Ok(Claim::Busy)));
+        assert!(matches!(bench.claim(&mut other, "b", LIMIT), Ok(Claim::Mine(_))));
+    }
+
+    #[test]
+    fn what_a_waiter_hears_of_a_failure() {
+        let source = |error| StoreError::Source { layer: Digest::of(Algorithm::Sha256, b"layer"), source: Arc::new(error) };
+        let denied = || source(SourceError::Denied { place: "p".into(), what: "w".into(), status: "403".into() });
+        let full = || StoreError::Disk { what: "w".into(), source: Arc::new(std::io::Error::from_raw_os_error(libc::ENOSPC)) };
+        let wrong = || {
+            let mismatch = crate::verify::Mismatch::TooShort { digest: Digest::of(Algorithm::Sha256, b"layer"), expected: 2, got: 1 };
+            StoreError::content(Digest::of(Algorithm::Sha256, b"layer"), mismatch)
+        };
+        let cases: [(StoreError, &str, Option<ErrorClass>); 5] = [
+            (denied(), "a", None),
+            (denied(), "b", None),
+            (full(), "b", Some(ErrorClass::Disk(libc::ENOSPC))),
+            (wrong(), "b", None),
+            (wrong(), "a", Some(ErrorClass::Content)),
+        ];
+        for (error, waiter, heard) in cases {
+            let (bench, mut watch) = (Bench::new(), Watch::new());
+            let lock = bench.holder(0);
+            let reporter = Reporter::begin(&lock, "a", 9, Activity::Fetching);
+            assert!(matches!(bench.claim(&mut watch, waiter, 0), Ok(Claim::Busy)));
+            reporter.end::<()>(&Err(error));
+            drop(lock);
+            let class = match bench.claim(&mut watch, waiter, 1).expect("readable") {
+                Claim::Mine(_) => None,
+                Claim::Failed(error) => Some(error.class()),
+                Claim::Busy => panic!("the lock is free"),
+            };
+            assert_eq!(class, heard);
+            // Whoever comes later tries for himself.
+            assert!(matches!(bench.claim(&mut Watch::new(), waiter, 1), Ok(Claim::Mine(_))));
+        }
+    }
+
+    #[test]
+    fn a_failure_from_before_is_none_of_a_waiters_business() {
+        let (bench, mut watch) = (Bench::new(), Watch::new());
+        let full = StoreError::Disk { what: "w".into(), source: Arc::new(std::io::Error::from_raw_os_error(libc::ENOSPC)) };
+        {
+            let lock = bench.holder(0);
+            Reporter::begin(&lock, "a", 9, Activity::Fetching).end::<()>(&Err(full));
+        }
+        // The next one has the lock, but dies before he writes a word.
+        let lock = bench.holder(0);
+        assert!(matches!(bench.claim(&mut watch, "a", 0), Ok(Claim::Busy)));
+        drop(lock);
+        assert!(matches!(bench.claim(&mut watch, "a", 1), Ok(Claim::Mine(_))));
+    }
+}

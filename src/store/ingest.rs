@@ -90,7 +90,7 @@ impl<'store> Ingest<'store> {
             let Some(mut replay) = Replay::begin(work.dir())? else { return Ok(None) };
             let layer = spec.descriptor.digest;
             let outcome = replay.by_headers(&mut splitter, &mut follow, &mut |piece| {
-                check.admit(Unverified::new(piece)).map_err(|mismatch| StoreError::Content { layer, mismatch })?;
+                check.admit(Unverified::new(piece)).map_err(|mismatch| StoreError::content(layer, mismatch))?;
                 tick(check.seen());
                 Ok(())
             });
@@ -112,7 +112,7 @@ impl<'store> Ingest<'store> {
         let layer = self.spec.descriptor.digest;
         while !chunk.is_empty() {
             let piece = chunk.split_to(limits::PIECE_BYTES);
-            let piece = self.check.admit(piece).map_err(|mismatch| StoreError::Content { layer, mismatch })?;
+            let piece = self.check.admit(piece).map_err(|mismatch| StoreError::content(layer, mismatch))?;
             if self.defect.is_none() {
                 match self.take(&piece) {
                     Err(error @ StoreError::Refused { .. }) => self.defect = Some(error),
@@ -139,7 +139,7 @@ impl<'store> Ingest<'store> {
     pub(super) fn commit(self) -> Result<Option<VerifiedLayer>, StoreError> {
         let Self { store, spec, check, pipe, splitter, mut cut, stream_size, defect, mut work } = self;
         let layer = spec.descriptor.digest;
-        let matched = check.finish().map_err(|mismatch| StoreError::Content { layer, mismatch })?;
+        let matched = check.finish().map_err(|mismatch| StoreError::content(layer, mismatch))?;
         // From here on the bytes are the layer's, and so is what is wrong with them.
         if let Some(defect) = defect {
             return Err(defect);

@@ -21,6 +21,7 @@ use crate::digest::{Algorithm, Digest};
 use crate::index::Index;
 use crate::layer::{Compression, LayerSpec};
 use crate::limits;
+use crate::verify::Mismatch;
 
 /// What a look into the cache came to.
 #[derive(Debug)]
@@ -127,7 +128,8 @@ pub(super) fn agrees(spec: &LayerSpec, index: &Index) -> Result<(), StoreError> 
 pub(super) fn expect_content(spec: &LayerSpec, got: &Digest) -> Result<(), StoreError> {
     match spec.diff_id {
         Some(expected) if expected.algorithm() == got.algorithm() && expected != *got => {
-            Err(StoreError::Uncompressed { layer: spec.descriptor.digest, expected, got: *got })
+            let mismatch = Box::new(Mismatch::Digest { expected, got: *got });
+            Err(StoreError::Uncompressed { layer: spec.descriptor.digest, mismatch })
         }
         _ => Ok(()),
     }

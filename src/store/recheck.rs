@@ -20,6 +20,7 @@ use super::replay::{Broken, Follow, Replay};
 use super::work::WorkDir;
 use crate::archive::{SplitError, Splitter};
 use crate::digest::{Digest, Hasher};
+use crate::failure::ErrorClass;
 use crate::index::{FileFacts, Index, IndexBuilder, Stored};
 use crate::layer::{Compression, LayerSpec};
 use crate::verify::HashThread;
@@ -213,6 +214,15 @@ fn install_index(store: &Inner, layer: &Digest, dir: &Dir, work: &WorkDir<'_>) -
         work.dir().rename_over("index", &store.index, &name)?;
     }
     Ok(())
+}
+
+/// True if what is stored cannot be had any more, and false if it only cannot be looked at now: a full disk is no reason to throw a layer away.
+pub(super) fn is_lost(error: &StoreError) -> bool {
+    match error {
+        StoreError::Owner { .. } | StoreError::Content { .. } => true,
+        StoreError::Disk { .. } => matches!(error.class(), ErrorClass::Disk(libc::EIO | libc::EBADMSG | libc::EUCLEAN | libc::ELOOP)),
+        _ => false,
+    }
 }
 
 /// Makes a layer that was verified from disk durable, if it is not.

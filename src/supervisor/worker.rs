@@ -12,6 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::session::Mounted;
 use crate::control::{Control, FromSupervisor};
+use crate::log::Destination;
 use crate::page::Page;
 use crate::plan::MountPlan;
 use crate::store::Held;
@@ -49,6 +50,7 @@ impl Worker {
     pub(super) fn start(
         plan: &MountPlan,
         plan_fd: &OwnedFd,
+        log: &Destination,
         mounted: &Mounted,
         page: &Page,
         held: &BTreeMap<u16, Held>,
@@ -62,6 +64,9 @@ impl Worker {
         command.arg("__worker");
         for (option, fd) in ["--device-fd", "--page-fd", "--control-fd", "--plan-fd"].into_iter().zip(inherited) {
             command.arg(option).arg(fd.to_string());
+        }
+        if let Destination::File(path) = log {
+            command.arg("--log").arg(path);
         }
         command.arg("--mount-id").arg(mounted.mount_id.to_string()).arg(plan.mountpoint.as_os_str());
         command.stdin(Stdio::null()).current_dir("/");
@@ -86,7 +91,16 @@ impl Worker {
             });
         }
         let child = command.spawn()?;
-        let mut worker = Self { child, control: ours, ready: false, stopped: false, began_stopping: stopping, killed: None, mute: false, oom_kills: oom_kills() };
+        let mut worker = Self {
+            child,
+            control: ours,
+            ready: false,
+            stopped: false,
+            began_stopping: stopping,
+            killed: None,
+            mute: false,
+            oom_kills: oom_kills(),
+        };
         if let Err(error) = worker.begin(held, cautious, stopping) {
             // It counts as one that died before it served.
             tracing::error!(%error, pid = worker.pid(), "cannot tell the worker what to begin with");
@@ -127,7 +141,8 @@ impl Worker {
             None => Death::Exit(status.code().unwrap_or(-1)),
             Some(signal) => {
                 // A count that cannot be read does not count.
-                let out_of_memory = signal == libc::SIGKILL && matches!((self.oom_kills, oom_kills()), (Some(before), Some(now)) if now > before);
+                let out_of_memory =
+                    signal == libc::SIGKILL && matches!((self.oom_kills, oom_kills()), (Some(before), Some(now)) if now > before);
                 Death::Signal(signal, out_of_memory)
             }
         })

@@ -1,0 +1,62 @@
+//! `kitfs mount`: everything that is decided before a mount shows, and the hand-over to its supervisor.
+//!
+//! What can be wrong is found out in the order in which the user would like to hear of it: the command line, the folder, the reference,
+//! the kit, its content. Nothing is mounted before all of that is settled, so an interruption leaves nothing behind.
+
+use super::args::Mount;
+use super::error::CliError;
+use super::fetch::{self, Until};
+use super::report::Exit;
+use super::{Session, reference, umount};
+use crate::daemon::{self, Progress, Ready};
+use crate::plan::MountPlan;
+use crate::preflight::Preflight;
+use crate::{rehearsal, run};
+
+pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
+    reference(&arguments.reference)?;
+    let run_dir = umount::open(&arguments.run)?;
+    let session = Session::open(&arguments.sources)?;
+    let preflight = Preflight {
+        dir: &arguments.mountpoint,
+        allow_other: arguments.allow_other,
+        cache_owner: session.store.owner_uid(),
+        trust_user_cache: arguments.trust_user_cache,
+    };
+    let mountpoint = preflight.check(&run_dir)?;
+    let pinned = session.resolve(&arguments.reference)?;
+
+    let systemd = arguments.foreground.then(Ready::foreground);
+    let alive = |fetched, total| {
+        if let Some(systemd) = &systemd {
+            // Only a pipe can have nobody at its other end.
+            _ = systemd.progress(Progress { fetched, total });
+        }
+    };
+    // Held until the mount serves, or they could be evicted before it has them open.
+    let shared = fetch::layers(&session, &pinned.kit, &pinned.kit.shared(), &pinned.source, Until::Usable, &alive)?;
+
+    let digest = pinned.kit.manifest.digest;
+    let plan = MountPlan {
+        id: run::new_id(),
+        mountpoint,
+        reference: pinned.reference.to_string(),
+        shown_source: pinned.reference.with_digest(digest),
+        digest,
+        run_dir: run_dir.path().to_owned(),
+        cache_dir: session.store.dir().to_owned(),
+        uid: arguments.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
+        gid: arguments.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
+        allow_other: arguments.allow_other,
+        no_passthrough: arguments.no_passthrough,
+        prefetch: arguments.prefetch,
+        access: session.options.clone(),
+        manifest: pinned.manifest.to_vec(),
+        config: pinned.config.to_vec(),
+        lacking: rehearsal::lacking(),
+    };
+    // What the supervisor still waits for is here already, so there is no more to show.
+    daemon::start(&plan, arguments.foreground, &mut |_| {})?;
+    drop(shared);
+    Ok(Exit::Done)
+}

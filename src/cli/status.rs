@@ -1,0 +1,233 @@
+//! `kitfs status`: the mounts of a run directory, as their supervisors and workers tell of them.
+//!
+//! No mount is touched for it, so that one that hangs cannot make it hang.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use indicatif::BinaryBytes;
+use serde::Serialize;
+
+use super::args::Status;
+use super::error::CliError;
+use super::report::{self, Exit, escaped};
+use super::{print, umount};
+use crate::mountinfo;
+use crate::run::{LayerReport, LayerStatus, MountDir, MountRecord, MountState, Phase, RunError};
+
+pub(super) fn run(arguments: &Status) -> Result<Exit, CliError> {
+    let run_dir = umount::open(&arguments.run)?;
+    let mut mounts: Vec<Mount> = Vec::new();
+    for mount in run_dir.mounts()? {
+        match Mount::read(&mount) {
+            Ok(shown) => mounts.extend(shown),
+            // It went while it was looked at, or is damaged: the others are there all the same.
+            Err(error) => report::warning(&format!("{}: {error}", mount.path().display())),
+        }
+    }
+    // Those that died were told of once; their folders have no other use.
+    run_dir.clean_up_dead()?;
+    if let Some(dir) = &arguments.mountpoint {
+        let path = mountinfo::find(dir).map_err(|source| CliError::Folder { path: dir.clone(), source })?.0;
+        mounts.retain(|mount| Path::new(&mount.mountpoint) == path);
+        if mounts.is_empty() {
+            return Err(CliError::NoSuchMount { path });
+        }
+    }
+    mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+    let text = match (arguments.json, mounts.is_empty()) {
+        (true, _) => report::json(&Mounts { mounts })?,
+        (false, true) => "no mounts\n".to_owned(),
+        (false, false) => mounts.iter().map(Mount::text).collect::<Vec<_>>().join("\n"),
+    };
+    print(text.as_bytes())
+}
+
+/// What other programs rely on: keys are added, not changed.
+#[derive(Debug, Serialize)]
+struct Mounts {
+    mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Serialize)]
+struct Mount {
+    mountpoint: String,
+    reference: String,
+    digest: String,
+    state: &'static str,
+    supervisor_pid: u32,
+    worker_pid: Option<u32>,
+    restarts: u32,
+    since: String,
+    cache_dir: String,
+    passthrough: bool,
+    log: String,
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Layer {
+    digest: String,
+    media_type: String,
+    path: String,
+    size: u64,
+    state: &'static str,
+    fetched: u64,
+    error: Option<String>,
+    retry_at: Option<String>,
+}
+
+impl Mount {
+    /// `None` for a mount that does not serve yet.
+    fn read(mount: &MountDir) -> Result<Option<Self>, RunError> {
+        let Some(record) = mount.read_record()? else { return Ok(None) };
+        let state = mount.read_state()?;
+        let layers = mount.read_layers()?.unwrap_or_default();
+        Ok(Some(Self::new(record, state, layers, mount.is_alive()?)))
+    }
+
+    fn new(record: MountRecord, state: Option<MountState>, layers: Vec<LayerReport>, alive: bool) -> Self {
+        // Before the first word of its supervisor no worker answers yet.
+        let MountState { state, worker_pid, restarts } =
+            state.unwrap_or(MountState { state: Phase::Restarting, worker_pid: None, restarts: 0 });
+        let state = match state {
+            _ if !alive => "dead",
+            Phase::Serving => "serving",
+            Phase::Restarting => "restarting",
+            Phase::Stopping => "stopping",
+        };
+        Self {
+            mountpoint: record.mountpoint.to_string_lossy().into_owned(),
+            reference: record.reference,
+            digest: record.digest.to_string(),
+            state,
+            supervisor_pid: record.supervisor_pid,
+            worker_pid: worker_pid.filter(|_| alive),
+            restarts,
+            since: record.since,
+            cache_dir: record.cache_dir.to_string_lossy().into_owned(),
+            passthrough: record.passthrough.unwrap_or_default(),
+            log: record.log.to_string_lossy().into_owned(),
+            layers: layers.into_iter().map(Layer::new).collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let Self { state, since, supervisor_pid, restarts, .. } = self;
+        let worker = self.worker_pid.map_or_else(|| "no worker".to_owned(), |pid| format!("worker {pid}"));
+        let passthrough = if self.passthrough { "passthrough" } else { "no passthrough" };
+        let cached = self.layers.iter().filter(|layer| layer.state == "cached").count();
+        let here: u64 = self.layers.iter().map(|layer| layer.fetched.min(layer.size)).fold(0, u64::saturating_add);
+        let all: u64 = self.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+        let mut text = escaped(&self.mountpoint) + "\n";
+        for (key, value) in [
+            ("reference", &self.reference),
+            ("digest", &self.digest),
+            ("state", &format!("{state} since {since}; supervisor {supervisor_pid}, {worker}, {restarts} restarts")),
+            ("cache", &format!("{} ({passthrough})", self.cache_dir)),
+            ("log", &self.log),
+            ("layers", &format!("{cached} of {} cached, {} of {}", self.layers.len(), BinaryBytes(here), BinaryBytes(all))),
+        ] {
+            // Writing into a String cannot fail.
+            _ = writeln!(text, "  {key:<10} {}", escaped(value));
+        }
+        for layer in &self.layers {
+            let Layer { digest, path, size, state, fetched, error, retry_at, .. } = layer;
+            let amount = match *state {
+                "fetching" => format!("{} of {}", BinaryBytes(*fetched), BinaryBytes(*size)),
+                _ => BinaryBytes(*size).to_string(),
+            };
+            _ = writeln!(text, "    {state:<9} {}  {}, {amount}", escaped(digest), escaped(path));
+            if let Some(error) = error {
+                let retry = retry_at.as_ref().map(|time| format!(" (again at {time})")).unwrap_or_default();
+                _ = writeln!(text, "              {}", escaped(&format!("{error}{retry}")));
+            }
+        }
+        text
+    }
+}
+
+impl Layer {
+    fn new(report: LayerReport) -> Self {
+        let LayerReport { digest, media_type, path, size, state, fetched, error, retry_at } = report;
+        let state = match state {
+            LayerStatus::Absent => "absent",
+            LayerStatus::Waiting => "waiting",
+            LayerStatus::Fetching => "fetching",
+            LayerStatus::Cached => "cached",
+            LayerStatus::Failed => "failed",
+        };
+        Self { digest: digest.to_string(), media_type, path, size, state, fetched, error, retry_at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::digest::{Algorithm, Digest};
+
+    fn mount(alive: bool, state: Option<MountState>) -> Mount {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let record = MountRecord {
+            id: "0".into(),
+            mountpoint: "/mnt/kit".into(),
+            reference: "reg.example/acme/m:v1".into(),
+            digest,
+            supervisor_pid: 10,
+            since: "2026-11-24T10:00:00Z".into(),
+            cache_dir: "/var/cache/kitfs".into(),
+            device: (0, 50),
+            mount_id: 7,
+            log: "/run/kitfs/0/log".into(),
+            passthrough: Some(true),
+        };
+        let layer = LayerReport {
+            digest,
+            media_type: "x/\u{1b}[31my".into(),
+            path: "model\u{202e}".into(),
+            size: 123,
+            state: LayerStatus::Failed,
+            fetched: 23,
+            error: Some("it\nbroke".into()),
+            retry_at: Some("2026-11-24T10:01:00Z".into()),
+        };
+        Mount::new(record, state, vec![layer], alive)
+    }
+
+    #[test]
+    fn the_shape_of_json_is_fixed() {
+        let serving = MountState { state: Phase::Serving, worker_pid: Some(11), restarts: 2 };
+        let digest = Digest::of(Algorithm::Sha256, b"").to_string();
+        let shown = report::json(&Mounts { mounts: vec![mount(true, Some(serving))] }).expect("plain data");
+        assert!(!shown.contains(['\u{1b}', '\u{202e}']));
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"),
+            json!({"mounts": [{
+                "mountpoint": "/mnt/kit", "reference": "reg.example/acme/m:v1", "digest": digest, "state": "serving",
+                "supervisor_pid": 10, "worker_pid": 11, "restarts": 2, "since": "2026-11-24T10:00:00Z",
+                "cache_dir": "/var/cache/kitfs", "passthrough": true, "log": "/run/kitfs/0/log",
+                "layers": [{
+                    "digest": digest, "media_type": "x/\u{1b}[31my", "path": "model\u{202e}", "size": 123, "state": "failed",
+                    "fetched": 23, "error": "it\nbroke", "retry_at": "2026-11-24T10:01:00Z",
+                }],
+            }]})
+        );
+    }
+
+    #[test]
+    fn a_mount_without_its_supervisor_is_dead() {
+        let serving = MountState { state: Phase::Serving, worker_pid: Some(11), restarts: 0 };
+        let dead = mount(false, Some(serving));
+        assert_eq!((dead.state, dead.worker_pid), ("dead", None));
+        assert_eq!(mount(true, None).state, "restarting");
+    }
+
+    #[test]
+    fn text_is_escaped_and_says_what_failed() {
+        let text = mount(true, None).text();
+        assert!(!text.contains(['\u{1b}', '\u{202e}']));
+        assert!(text.contains("model\\u{202e}") && text.contains("it\\nbroke (again at 2026-11-24T10:01:00Z)"), "{text}");
+    }
+}

@@ -1,0 +1,263 @@
+//! The tree against a model that knows everything: random files, random layers, random order of arrival.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::digest::Algorithm;
+use crate::index::{FileFacts, IndexBuilder, NewEntry, Place as Stored, Stored as Facts};
+
+/// A kit whose every file and folder is known.
+#[derive(Debug, Clone)]
+struct Model {
+    /// Path to size; `None` for folders.
+    entries: BTreeMap<String, Option<u64>>,
+    /// Declared paths, one a layer; the same one twice makes a group.
+    layers: Vec<String>,
+}
+
+fn path(text: &str) -> RelPath {
+    RelPath::parse(text.as_bytes()).expect("a path of the test")
+}
+
+fn digest(rank: usize) -> Digest {
+    Digest::of(Algorithm::Sha256, &rank.to_le_bytes())
+}
+
+fn index(rank: usize, entries: &[(String, Option<u64>)]) -> Index {
+    let mut builder = IndexBuilder::new(tempfile::tempfile().expect("scratch"));
+    for (offset, (text, size)) in entries.iter().enumerate() {
+        let kind = if size.is_some() { Kind::File } else { Kind::Folder };
+        let place = if size.is_some() { Stored::Packed { offset: offset as u64 } } else { Stored::None };
+        let size = size.unwrap_or(0);
+        builder.add(&NewEntry { path: path(text), kind, mode: 0o640, mtime: 0, size, place, stream_offset: offset as u64 }).expect("added");
+    }
+    let out = tempfile::tempfile().expect("file");
+    let facts = FileFacts { size: 0, mode: 0o444, ctime_sec: 0, ctime_nsec: 0 };
+    let stored = Facts { layer: digest(rank), blob_size: 0, uncompressed: None, uncompressed_size: 0, pack: facts };
+    builder.finish(&out, &stored, &mut |_| Ok(facts)).expect("written");
+    Index::map(&out, &digest(rank)).expect("readable")
+}
+
+fn tree(layers: &[&str]) -> Tree {
+    let places = layers.iter().enumerate().map(|(rank, text)| Place { digest: digest(rank), path: path(text), prefix: RelPath::root() });
+    Tree::new(places.collect(), 5).expect("a plan")
+}
+
+fn entries(list: &[(&str, Option<u64>)]) -> Vec<(String, Option<u64>)> {
+    list.iter().map(|(text, size)| ((*text).to_owned(), *size)).collect()
+}
+
+impl Model {
+    /// Declared path of the layer that owns a path.
+    fn owner(&self, of: &str) -> Option<usize> {
+        let covers = |declared: &str| declared == "." || of == declared || of.starts_with(&format!("{declared}/"));
+        let owners = self.layers.iter().enumerate().filter(|(_, declared)| covers(declared));
+        owners.max_by_key(|(rank, declared)| (path(declared).depth(), usize::MAX - rank)).map(|(rank, _)| rank)
+    }
+
+    /// What each layer's archive holds: what it owns, and the folders above it.
+    fn archives(&self) -> Vec<Vec<(String, Option<u64>)>> {
+        let mut archives = vec![BTreeMap::new(); self.layers.len()];
+        for (text, size) in &self.entries {
+            let Some(mut rank) = self.owner(text) else { continue };
+            // The members of a group share what is the group's.
+            let same: Vec<usize> = (0..self.layers.len()).filter(|&other| self.layers[other] == self.layers[rank]).collect();
+            rank = same[text.len() % same.len()];
+            archives[rank].insert(text.clone(), *size);
+            let mut parent = path(text).parent();
+            while let Some(above) = parent.filter(|above| !above.is_root()) {
+                archives[rank].entry(above.to_string()).or_insert(None);
+                parent = above.parent();
+            }
+        }
+        archives.into_iter().map(|archive| archive.into_iter().collect()).collect()
+    }
+
+    /// Every path that a mount has to show in the end.
+    fn shown(&self) -> BTreeMap<String, Option<u64>> {
+        let mut shown: BTreeMap<String, Option<u64>> =
+            self.entries.iter().filter(|(text, _)| self.owner(text).is_some()).map(|(text, size)| (text.clone(), *size)).collect();
+        let folders: Vec<RelPath> = shown.keys().map(|text| path(text)).chain(self.layers.iter().map(|text| path(text))).collect();
+        for folder in folders {
+            let mut parent = folder.parent();
+            while let Some(above) = parent.filter(|above| !above.is_root()) {
+                shown.entry(above.to_string()).or_insert(None);
+                parent = above.parent();
+            }
+        }
+        shown.insert("Kitfile".into(), Some(5));
+        shown
+    }
+}
+
+/// Follows a path as the kernel would, as far as the tree can say.
+fn walk(tree: &Tree, text: &str) -> Lookup {
+    let mut at = Lookup::Found(Node::Anchor(0), Attributes { kind: Kind::Folder, mode: 0, size: 0, mtime: 0 });
+    for name in path(text).components() {
+        let node = match at {
+            Lookup::Found(node, Attributes { kind: Kind::Folder, .. }) => node,
+            Lookup::Found(..) => return Lookup::Absent,
+            other => return other,
+        };
+        at = tree.lookup(node, name).expect("sound indexes");
+    }
+    at
+}
+
+fn list(tree: &Tree, folder: Node, position: u64) -> Vec<(u64, String)> {
+    let mut names = Vec::new();
+    let known = tree
+        .list(folder, position, &mut |at, child| {
+            names.push((at, String::from_utf8(child.name.to_vec()).expect("names of the test")));
+            ControlFlow::Continue(())
+        })
+        .expect("sound indexes");
+    assert!(matches!(known, Known::Is(())));
+    names
+}
+
+fn model() -> impl Strategy<Value = Model> {
+    let name = prop::sample::select(vec!["a", "b", "c", "ab", "Kit"]);
+    let deep = prop::collection::vec(name, 1..4).prop_map(|parts| parts.join("/"));
+    let files = prop::collection::btree_map(deep.clone(), 0..9u64, 0..24);
+    let folders = prop::collection::btree_set(deep.clone(), 0..6);
+    let layers = prop::collection::vec(prop_oneof![4 => deep, 1 => Just(".".to_owned())], 1..6);
+    (files, folders, layers).prop_map(|(files, folders, layers)| {
+        let mut entries: BTreeMap<String, Option<u64>> = BTreeMap::new();
+        for (text, size) in files {
+            entries.insert(text, Some(size));
+        }
+        for text in folders {
+            entries.entry(text).or_insert(None);
+        }
+        // A name is a file or a folder: what has something below it, declared or not, is a folder.
+        let below: BTreeSet<String> = entries
+            .keys()
+            .chain(layers.iter())
+            .flat_map(|text| {
+                let above = std::iter::successors(path(text).parent(), RelPath::parent);
+                above.filter(|above| !above.is_root()).map(|above| above.to_string()).collect::<Vec<_>>()
+            })
+            .collect();
+        for text in below {
+            if let Some(size) = entries.get_mut(&text) {
+                *size = None;
+            }
+        }
+        Model { entries, layers }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_answer_is_the_models_and_comes_when_it_can(model in model(), order in any::<prop::sample::Index>(), from in 0..12u64) {
+        let layers: Vec<&str> = model.layers.iter().map(String::as_str).collect();
+        let tree = tree(&layers);
+        let archives = model.archives();
+        let shown = model.shown();
+        let mut groups: Vec<Group> = tree.groups().collect();
+        let turn = order.index(groups.len());
+        groups.rotate_left(turn);
+        for known in 0..=groups.len() {
+            for (text, size) in &shown {
+                let group = model.owner(text).map(|rank| tree.group_of(rank as u16 + 1));
+                match walk(&tree, text) {
+                    Lookup::Found(node, attributes) => {
+                        prop_assert_eq!(attributes.kind == Kind::File, size.is_some(), "{}", text);
+                        prop_assert_eq!(attributes.size, size.unwrap_or(0), "{}", text);
+                        prop_assert_eq!(tree.path(node).expect("known").to_string(), text.as_str());
+                        let id = tree.id(node, attributes.kind, 0);
+                        prop_assert_eq!(tree.node(id).expect("an id of this tree"), node);
+                    }
+                    Lookup::Absent => prop_assert!(false, "{} is denied", text),
+                    Lookup::Unknown(_, waits) | Lookup::Cold(waits) => {
+                        prop_assert!(!tree.is_known(waits));
+                        // It waits for what covers it and nothing else.
+                        let covers = model.layers[tree.slots(waits)[0] as usize - 1].clone();
+                        prop_assert!(covers == "." || path(text).starts_with(&path(&covers)), "{} waits for {}, owner {:?}", text, covers, group);
+                    }
+                }
+            }
+            for absent in ["nothing", "a/nothing", "a/b/nothing", "Kitfil"] {
+                prop_assert!(!matches!(walk(&tree, absent), Lookup::Found(..)), "{}", absent);
+            }
+            if let Some(&group) = groups.get(known) {
+                let indexes = tree.slots(group).iter().map(|&slot| index(slot as usize - 1, &archives[slot as usize - 1])).collect();
+                tree.learn(group, indexes).expect("disjoint layers");
+            }
+        }
+        // All is known: listings are whole, in order, and the same from any position on.
+        let folders = shown.iter().filter(|(_, size)| size.is_none()).map(|(text, _)| text.as_str()).chain(["."]);
+        for folder in folders {
+            let Lookup::Found(node, _) = walk(&tree, folder) else { panic!("{folder} is known") };
+            let parent = path(folder);
+            let expected: Vec<String> = shown.keys().map(|text| path(text)).filter(|text| text.parent().as_ref() == Some(&parent)).map(|text| String::from_utf8_lossy(text.name()).into_owned()).collect::<BTreeSet<_>>().into_iter().collect();
+            let all = list(&tree, node, 0);
+            prop_assert_eq!(all.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>(), expected, "{}", folder);
+            let rest: Vec<_> = all.iter().filter(|(at, _)| *at > from).cloned().collect();
+            prop_assert_eq!(list(&tree, node, from), rest, "{} from {}", folder, from);
+            let above = tree.parent(node).expect("known");
+            prop_assert_eq!(tree.path(above).expect("known"), parent.parent().unwrap_or_else(RelPath::root));
+        }
+    }
+}
+
+#[test]
+fn what_a_layer_does_not_own_refuses_it_whenever_it_comes() {
+    for (layers, slot, archive, wrong) in [
+        (&["m"][..], 1, &[("m/x", Some(1)), ("n/x", Some(1))][..], "n"),
+        (&["m"], 1, &[("x", Some(1))], "x"),
+        (&[".", "m"], 1, &[("m/x", Some(1))], "m"),
+        (&[".", "m"], 1, &[("m", Some(1))], "m"),
+        (&["a/b"], 1, &[("a", Some(1))], "a"),
+        (&["a", "a/b/c"], 1, &[("a/b", Some(1))], "a/b"),
+        (&["."], 1, &[("Kitfile", Some(1))], "Kitfile"),
+    ] {
+        let tree = tree(layers);
+        let error = tree.learn(tree.group_of(slot), vec![index(slot as usize - 1, &entries(archive))]).expect_err(wrong);
+        assert!(error.to_string().contains(&format!("`{wrong}`")), "{layers:?} {archive:?}: {error}");
+        assert!(!tree.is_known(tree.group_of(slot)));
+    }
+}
+
+#[test]
+fn members_of_a_group_share_folders_and_no_name() {
+    let one = entries(&[("d", None), ("d/a", Some(1)), ("d/s", None), ("d/s/a", Some(1))]);
+    let other = entries(&[("d", None), ("d/b", Some(2)), ("d/s", None), ("d/s/b", Some(2))]);
+    let shared = tree(&["d", "d"]);
+    shared.learn(Group(0), vec![index(0, &one), index(1, &other)]).expect("disjoint");
+    let Lookup::Found(folder, _) = walk(&shared, "d/s") else { panic!("a folder of both") };
+    assert_eq!(list(&shared, folder, 0).into_iter().map(|(_, name)| name).collect::<Vec<_>>(), ["a", "b"]);
+    for clash in [&[("d/a", Some(3))][..], &[("d/a/x", Some(3))], &[("d/s", Some(3))]] {
+        let tree = tree(&["d", "d"]);
+        let error = tree.learn(Group(0), vec![index(0, &one), index(1, &entries(clash))]).expect_err("a collision");
+        assert!(matches!(error, TreeError::Collision { .. }), "{clash:?}: {error}");
+    }
+}
+
+#[test]
+fn a_declared_path_that_its_layer_does_not_have_is_absent_in_the_end() {
+    let tree = tree(&["gone", "here"]);
+    assert!(matches!(walk(&tree, "gone"), Lookup::Unknown(..)));
+    tree.learn(tree.group_of(1), vec![index(0, &[])]).expect("an empty layer");
+    assert_eq!(walk(&tree, "gone"), Lookup::Absent);
+    assert_eq!(list(&tree, Node::Anchor(0), 0).into_iter().map(|(_, name)| name).collect::<Vec<_>>(), ["Kitfile", "here"]);
+}
+
+#[test]
+fn a_placeholder_never_has_the_id_of_the_file_that_it_proves_to_be() {
+    let tree = tree(&["w.bin"]);
+    let Lookup::Unknown(node, group) = walk(&tree, "w.bin") else { panic!("unknown") };
+    let placeholder = tree.id(node, Kind::Folder, 0);
+    tree.learn(group, vec![index(0, &entries(&[("w.bin", Some(7))]))]).expect("owned");
+    let Lookup::Found(node, attributes) = walk(&tree, "w.bin") else { panic!("known") };
+    let file = tree.id(node, attributes.kind, 0);
+    assert_ne!(placeholder, file);
+    assert_eq!(placeholder.inode(), file.inode());
+    assert_eq!(tree.node(placeholder).expect("an id"), tree.node(file).expect("an id"));
+}

@@ -1,0 +1,84 @@
+//! What a worker does beside serving: it lets go of layers that nobody uses, and writes down for `kitfs status` how each layer stands.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::SystemTime;
+
+use crate::control::{Control, FromWorker};
+use crate::fs::{Fs, LayerStanding};
+use crate::kit::{Kit, KitLayer};
+use crate::limits::HOUSE_INTERVAL;
+use crate::run::{LayerReport, LayerStatus, MountDir};
+use crate::wait::Need;
+
+/// Keeps the house of one mount.
+#[derive(Debug)]
+pub(super) struct House {
+    /// The filesystem tells it of failures, so it must not keep the filesystem alive.
+    fs: Weak<Fs>,
+    kit: Kit,
+    dir: MountDir,
+    written: Mutex<Vec<LayerReport>>,
+}
+
+impl House {
+    pub(super) fn new(fs: &Arc<Fs>, kit: Kit, dir: MountDir) -> Self {
+        Self { fs: Arc::downgrade(fs), kit, dir, written: Mutex::default() }
+    }
+
+    /// Looks after everything once in a while, for as long as there is a filesystem.
+    pub(super) fn keep(&self, control: &Control) {
+        while let Some(fs) = self.fs.upgrade() {
+            fs.let_go_of_idle(&mut |slot| {
+                let _supervisor_is_gone = control.send(&FromWorker::LetGo { slot }, None);
+            });
+            drop(fs);
+            self.report();
+            thread::sleep(HOUSE_INTERVAL);
+        }
+    }
+
+    /// Writes down how the layers stand, if that is not what is written.
+    pub(super) fn report(&self) {
+        let Some(fs) = self.fs.upgrade() else { return };
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let reports: Vec<LayerReport> = (1..).zip(&self.kit.layers).map(|(slot, layer)| report(&fs, slot, layer)).collect();
+        if reports != *written {
+            match self.dir.write_layers(&reports) {
+                Ok(()) => *written = reports,
+                Err(error) => tracing::warn!(%error, "state of the layers"),
+            }
+        }
+    }
+}
+
+fn report(fs: &Fs, slot: u16, layer: &KitLayer) -> LayerReport {
+    let descriptor = &layer.spec.descriptor;
+    let (state, failed) = match fs.standing(slot) {
+        LayerStanding::Absent => (LayerStatus::Absent, None),
+        LayerStanding::Waiting => (LayerStatus::Waiting, None),
+        LayerStanding::Fetching => (LayerStatus::Fetching, None),
+        LayerStanding::Cached => (LayerStatus::Cached, None),
+        LayerStanding::Failed(failed) => (LayerStatus::Failed, Some(failed)),
+    };
+    let fetched = match state {
+        LayerStatus::Cached => descriptor.size,
+        LayerStatus::Fetching => fs.fetched_bytes(Need::Content(slot)),
+        _ => 0,
+    };
+    LayerReport {
+        digest: descriptor.digest,
+        media_type: descriptor.media_type.clone(),
+        path: if layer.path.is_root() { ".".into() } else { layer.path.to_string() },
+        size: descriptor.size,
+        state,
+        fetched,
+        error: failed.as_ref().map(|failed| failed.message.clone()),
+        retry_at: failed.as_ref().map(|failed| timestamp(failed.retry_at)),
+    }
+}
+
+fn timestamp(time: SystemTime) -> String {
+    let second = |timestamp: jiff::Timestamp| timestamp.round(jiff::Unit::Second).unwrap_or(timestamp).to_string();
+    jiff::Timestamp::try_from(time).map(second).unwrap_or_default()
+}
