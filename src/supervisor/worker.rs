@@ -95,12 +95,12 @@ impl Worker {
             control: ours,
             ready: false,
             stopped: false,
-            began_stopping: stopping,
+            began_stopping: matches!(begin, FromSupervisor::Begin { stopping: true, .. }),
             killed: None,
             mute: false,
             oom_kills: oom_kills(),
         };
-        if let Err(error) = worker.begin(held, cautious, stopping) {
+        if let Err(error) = worker.begin(held, begin) {
             // It counts as one that died before it served.
             tracing::error!(%error, pid = worker.pid(), "cannot tell the worker what to begin with");
             worker.kill();
@@ -108,7 +108,7 @@ impl Worker {
         Ok(worker)
     }
 
-    fn begin(&self, held: &BTreeMap<u16, Held>, cautious: bool, stopping: bool) -> io::Result<()> {
+    fn begin(&self, held: &BTreeMap<u16, Held>, begin: &FromSupervisor) -> io::Result<()> {
         for (&slot, held) in held {
             self.control.send(&FromSupervisor::Adopt { slot }, Some(held))?;
         }
