@@ -378,7 +378,10 @@ impl<'a> Supervisor<'a> {
             }
             return;
         }
-        let hangs = takes_none && self.device_says().contains(PollFlags::IN) || watches_none && self.page.parked() > 0;
+        // A stopped one may have taken a request that nothing shows any more: it counts whatever waits.
+        let stopped = self.worker.as_ref().is_some_and(Worker::is_halted);
+        let untaken = || self.device_says().contains(PollFlags::IN) || self.page.is_handling();
+        let hangs = stopped || takes_none && untaken() || watches_none && self.page.parked() > 0;
         self.ticks.silent = if hangs { self.ticks.silent + 1 } else { 0 };
         if self.ticks.silent >= HEARTBEAT_SILENCE_TICKS
             && let Some(worker) = &mut self.worker
