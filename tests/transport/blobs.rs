@@ -69,7 +69,7 @@ async fn every_fault_has_its_outcome() {
         (Fault::LyingRange, always, 40_000, Bytes(60_000), 1),
         (Fault::RedirectLoop, always, 0, Error("protocol"), 11),
         (Fault::RedirectTo("ftp://127.0.0.1/x".into()), always, 0, Error("unavailable"), 1),
-        (Fault::RedirectTo("http://\u{7f}/".into()), always, 0, Error("protocol"), 1),
+        (Fault::RedirectTo("http://[::1".into()), always, 0, Error("protocol"), 1),
     ];
     let content = content(SIZE as usize);
     let wanted = descriptor(&content);

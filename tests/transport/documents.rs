@@ -124,4 +124,11 @@ async fn a_document_has_a_time_for_all_its_attempts() {
     options.timing = Timing { document: Duration::from_millis(150), ..timing() };
     let outcome = open(&registry.host(), ":v1", &options).resolve().await;
     assert!(matches!(outcome, Err(SourceError::Stalled { .. })), "{outcome:?}");
+    // A wait that does not fit into it is not begun.
+    let registry = Registry::start();
+    registry.fault(Target::Manifests, Times::Always, Fault::retry_after(503, 20));
+    options.timing.document = Duration::from_secs(10);
+    let outcome = open(&registry.host(), ":v1", &options).resolve().await;
+    assert!(matches!(outcome, Err(SourceError::Unavailable { retry_at: Some(_), .. })), "{outcome:?}");
+    assert_eq!(registry.log().len(), 1);
 }

@@ -102,10 +102,10 @@ async fn no_header_is_too_strange() {
         format!("HTTP/1.1 {status} X\r\n{header}\r\nConnection: close\r\n\r\n12345").into_bytes()
     });
     let mut hasty = options(MANY);
-    let wait = Duration::from_millis(100);
+    let wait = Duration::from_millis(40);
     hasty.timing = Timing { stall: wait, silence: wait * 2, document: wait * 2, retry_after: wait, ..timing() };
     let wanted = descriptor(b"12345");
-    for status in [200, 206, 301, 307, 401, 403, 416, 429, 503] {
+    for status in [200, 206, 307, 401, 416, 503] {
         let source = open(&host, ":v1", &hasty);
         for header in headers {
             for value in values {
