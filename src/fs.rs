@@ -16,7 +16,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use crate::digest::Digest;
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, chain};
 use crate::fetch::{Failed, Fetcher, Standing, Wanted};
 use crate::index::{Index, Kind};
 use crate::kit::{Kit, LayerKind};
@@ -514,14 +514,14 @@ impl Fs {
         match error {
             TreeError::NoSuchNode(_) => Errno::STALE,
             _ => {
-                tracing::error!(error = %Chain(error), "layer cannot be shown");
+                tracing::error!(error = chain(error), "layer cannot be shown");
                 Errno::IO
             }
         }
     }
 
     fn failed(&self, error: &StoreError) -> Errno {
-        tracing::warn!(error = %Chain(error), "cache");
+        tracing::warn!(error = chain(error), "cache");
         errno(&error.class())
     }
 }
@@ -548,19 +548,4 @@ pub fn errno(class: &ErrorClass) -> Errno {
 fn disk(what: &str, error: &std::io::Error) -> Errno {
     tracing::error!(%error, what, "cache");
     errno(&ErrorClass::of_disk(error))
-}
-
-/// An error with its causes, in one line.
-struct Chain<'a>(&'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(cause) = next {
-            write!(f, ": {cause}")?;
-            next = cause.source();
-        }
-        Ok(())
-    }
 }

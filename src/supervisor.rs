@@ -25,6 +25,7 @@ use self::session::Mounted;
 use self::worker::{Death, Worker};
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
+use crate::failure::chain;
 use crate::limits::{
     HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, OWN_DEATHS_MAX, OWN_DEATHS_WINDOW, RESTART_DELAY_FIRST, RESTART_DELAY_MAX, START_LIMIT,
     STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
@@ -77,7 +78,7 @@ pub fn run(plan: &MountPlan, dir: &MountDir, log: &Destination, alive: Alive, re
     drop(alive);
     if let Some(ready) = ready {
         let error = outcome.err().unwrap_or(SupervisorError::Ended);
-        ready.failed(&run::chain(&error), None, 1);
+        ready.failed(&chain(&error), None, 1);
         outcome = Err(error);
     }
     outcome
@@ -247,8 +248,8 @@ impl<'a> Supervisor<'a> {
         if self.worker.is_some() || Instant::now() < self.start_at {
             return;
         }
-        let cautious = self.is_cautious();
-        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, cautious, self.stopping) {
+        let begin = FromSupervisor::Begin { cautious: self.is_cautious(), stopping: self.stopping };
+        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);

@@ -1,0 +1,56 @@
+//! The life of a mount, with real mounts and a worker that misbehaves as it is told.
+//!
+//! The supervisor is the library's; it starts its own program anew for a worker, so this program is three: the tests, the supervisor and the worker. That is
+//! why it has no harness: `main` has to look at its arguments first. Needs root and `/dev/fuse`.
+#![allow(missing_docs, unreachable_pub, clippy::print_stdout, clippy::print_stderr)]
+
+mod mount;
+mod server;
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("__supervisor") => mount::supervise(&arguments[1..]),
+        Some("__worker") => server::run(&arguments[1..]),
+        _ => run_tests(&arguments),
+    }
+}
+
+/// What cargo's own harness does, as far as it is needed here: filters, `--list`, and several tests at once.
+fn run_tests(arguments: &[String]) -> ExitCode {
+    let filters: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |name: &&(&str, fn())| filters.is_empty() || filters.iter().any(|filter| name.0.contains(filter));
+    let tests: Vec<&(&str, fn())> = tests::ALL.iter().filter(wanted).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        // Most of the time they wait.
+        for _ in 0..6.min(tests.len()) {
+            scope.spawn(|| {
+                while let Some((name, test)) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let begun = Instant::now();
+                    let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+                    println!("test {name} ... {} ({:.1?})", if passed { "ok" } else { "FAILED" }, begun.elapsed());
+                    if !passed {
+                        failed.lock().expect("no panic").push(*name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic");
+    println!("{} passed; {} failed {failed:?}", tests.len() - failed.len(), failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
