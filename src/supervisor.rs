@@ -247,8 +247,8 @@ impl<'a> Supervisor<'a> {
         if self.worker.is_some() || Instant::now() < self.start_at {
             return;
         }
-        let cautious = self.is_cautious();
-        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, cautious, self.stopping) {
+        let begin = FromSupervisor::Begin { cautious: self.is_cautious(), stopping: self.stopping };
+        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);

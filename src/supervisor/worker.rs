@@ -54,8 +54,7 @@ impl Worker {
         mounted: &Mounted,
         page: &Page,
         held: &BTreeMap<u16, Held>,
-        cautious: bool,
-        stopping: bool,
+        begin: &FromSupervisor,
     ) -> io::Result<Self> {
         let (ours, theirs) = Control::pair()?;
         let device = mounted.device_for_worker()?;
@@ -96,12 +95,12 @@ impl Worker {
             control: ours,
             ready: false,
             stopped: false,
-            began_stopping: stopping,
+            began_stopping: matches!(begin, FromSupervisor::Begin { stopping: true, .. }),
             killed: None,
             mute: false,
             oom_kills: oom_kills(),
         };
-        if let Err(error) = worker.begin(held, cautious, stopping) {
+        if let Err(error) = worker.begin(held, begin) {
             // It counts as one that died before it served.
             tracing::error!(%error, pid = worker.pid(), "cannot tell the worker what to begin with");
             worker.kill();
@@ -109,11 +108,11 @@ impl Worker {
         Ok(worker)
     }
 
-    fn begin(&self, held: &BTreeMap<u16, Held>, cautious: bool, stopping: bool) -> io::Result<()> {
+    fn begin(&self, held: &BTreeMap<u16, Held>, begin: &FromSupervisor) -> io::Result<()> {
         for (&slot, held) in held {
             self.control.send(&FromSupervisor::Adopt { slot }, Some(held))?;
         }
-        self.control.send(&FromSupervisor::Begin { cautious, stopping }, None)
+        self.control.send(begin, None)
     }
 
     pub(super) fn pid(&self) -> u32 {

@@ -206,16 +206,19 @@ impl Server {
         }
         let Some(_in_handler) = self.page.enter(unique) else { return self.reply(unique, -libc::EIO, &[]) };
         match opcode {
-            1 => match std::str::from_utf8(&request[40..request.len() - 1]).ok().and_then(|name| FILES.iter().position(|file| *file == name)) {
-                None => self.reply(unique, -libc::ENOENT, &[]),
-                Some(entry) => {
-                    let id = NodeId::new(1, entry as u32, 1).to_wire();
-                    let mut out = Vec::new();
-                    [id, 0, 1000, 1000, 0].iter().for_each(|word| out.extend(word.to_ne_bytes()));
-                    out.extend(attributes(id));
-                    self.reply(unique, 0, &out);
+            1 => {
+                match std::str::from_utf8(&request[40..request.len() - 1]).ok().and_then(|name| FILES.iter().position(|file| *file == name))
+                {
+                    None => self.reply(unique, -libc::ENOENT, &[]),
+                    Some(entry) => {
+                        let id = NodeId::new(1, entry as u32, 1).to_wire();
+                        let mut out = Vec::new();
+                        [id, 0, 1000, 1000, 0].iter().for_each(|word| out.extend(word.to_ne_bytes()));
+                        out.extend(attributes(id));
+                        self.reply(unique, 0, &out);
+                    }
                 }
-            },
+            }
             3 => {
                 let mut out = Vec::new();
                 [1000u64, 0].iter().for_each(|word| out.extend(word.to_ne_bytes()));

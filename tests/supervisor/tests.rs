@@ -77,7 +77,8 @@ fn it_shows_what_it_is() {
     let state = mount.state();
     assert_eq!((state.state, state.restarts), (Phase::Serving, 0));
     // Only what it needs, and nothing of ours.
-    let descriptors = fs::read_dir(format!("/proc/{}/fd", mount.worker())).expect("a process").filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let descriptors =
+        fs::read_dir(format!("/proc/{}/fd", mount.worker())).expect("a process").filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
     let foreign: Vec<_> = descriptors.filter(|target| target.to_string_lossy().contains("pipe:")).collect();
     assert!(foreign.is_empty(), "{foreign:?}");
     mount.unmounted();
@@ -94,7 +95,9 @@ fn kill_under_readers(mount: &Mount, kills: usize, tolerated: &[i32]) {
                 while !over.load(Ordering::Relaxed) {
                     match read_through(&mount.path(name)) {
                         Ok(()) => reads.fetch_add(1, Ordering::Relaxed),
-                        Err(error) if error.raw_os_error().is_some_and(|errno| tolerated.contains(&errno)) => broken.fetch_add(1, Ordering::Relaxed),
+                        Err(error) if error.raw_os_error().is_some_and(|errno| tolerated.contains(&errno)) => {
+                            broken.fetch_add(1, Ordering::Relaxed)
+                        }
                         Err(error) => panic!("{name}: {error}"),
                     };
                 }
@@ -173,7 +176,8 @@ fn workers_that_end_themselves_are_slowed_down() {
     let mut mount = Mount::new();
     // An exit is not held against the request, so it ends one worker after the other.
     let mut reader = Command::new("cat").arg(mount.path("exit")).spawn().expect("cat");
-    let cautious = until("workers are told to be careful", Duration::from_secs(30), || mount.starts().into_iter().position(|start| start.cautious));
+    let cautious =
+        until("workers are told to be careful", Duration::from_secs(30), || mount.starts().into_iter().position(|start| start.cautious));
     assert_eq!(cautious, 20);
     let starts = until("some more starts", Duration::from_secs(30), || Some(mount.starts()).filter(|starts| starts.len() > 24));
     let waits: Vec<u64> = starts.windows(2).map(|pair| pair[1].at_ms - pair[0].at_ms).collect();
@@ -370,7 +374,9 @@ fn what_a_dead_supervisor_and_worker_left_is_cleaned_up() {
     signal_process(worker, Signal::KILL);
     until("the worker ends", SOON, || (!Path::new(&format!("/proc/{worker}/exe")).exists()).then_some(()));
     assert!(mount.is_mounted());
-    until("the connection ends", SOON, || File::open(mount.path("data")).err().filter(|error| error.raw_os_error() == Some(libc::ENOTCONN)));
+    until("the connection ends", SOON, || {
+        File::open(mount.path("data")).err().filter(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    });
     assert_eq!(mount.run_dir().clean_up_dead().expect("readable").len(), 1);
     mount.ended();
 }
@@ -403,7 +409,8 @@ fn an_ordinary_user_mounts_and_unmounts() {
     assert_eq!((entry.fs_type.as_str(), entry.source.as_str()), ("fuse.kitfs", "oci:/kits%2Csuid@sha256:00"));
     let reading = |number: &str| {
         let path = mount.path("data");
-        let output = Command::new("setpriv").args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sha256sum"]).arg(path).output();
+        let output =
+            Command::new("setpriv").args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sha256sum"]).arg(path).output();
         let output = output.expect("installed");
         assert!(output.status.success(), "{number}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
