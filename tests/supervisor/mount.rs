@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use kitfs::daemon::Ready;
 use kitfs::digest::{Algorithm, Digest};
+use kitfs::log::Destination;
 use kitfs::mountinfo;
 use kitfs::plan::{Lacking, MountPlan, Prefetch};
 use kitfs::run::{MountDir, MountState, Phase, RunDir};
@@ -59,7 +60,7 @@ pub fn supervise(arguments: &[String]) -> ! {
     let ready = Ready::from_fd(ready);
     tracing_subscriber::fmt().with_ansi(false).with_writer(io::stderr).with_max_level(tracing::Level::INFO).init();
     let (dir, alive) = RunDir::open(&plan.run_dir).and_then(|run| run.create(&plan.id)).expect("a run directory");
-    let outcome = supervisor::run(&plan, &dir, &kitfs::log::Destination::Stderr, alive, ready);
+    let outcome = supervisor::run(&plan, &dir, &Destination::Stderr, alive, ready);
     if let Err(error) = &outcome {
         tracing::error!(error = error as &dyn std::error::Error, "ended");
     }
