@@ -16,6 +16,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::failure::chain;
 use crate::limits::{CONTROL_MESSAGE_BYTES, CONTROL_SEND_LIMIT, FAILURE_BYTES};
 use crate::store::Held;
 
@@ -83,8 +84,7 @@ pub struct Received<T> {
 impl FromWorker {
     /// Says why a worker cannot serve, cut to what a message holds.
     pub fn failed(error: &dyn std::error::Error) -> Self {
-        let causes = std::iter::successors(error.source(), |cause| cause.source());
-        let mut message = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+        let mut message = chain(error);
         message.truncate(message.floor_char_boundary(FAILURE_BYTES));
         Self::Failed { message }
     }

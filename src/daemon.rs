@@ -22,6 +22,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use crate::failure::chain;
 use crate::interrupt::Interrupts;
 use crate::limits::{
     LOG_TAIL_BYTES, READY_MESSAGE_BYTES, READY_PIPE_BYTES, READY_PROGRESS_INTERVAL, READY_SILENCE, READY_TEXT_CHARS, STOP_LIMIT,
@@ -29,7 +30,7 @@ use crate::limits::{
 };
 use crate::log::{Destination, stderr_is_journal};
 use crate::plan::MountPlan;
-use crate::run::{Alive, MountDir, RunDir, chain};
+use crate::run::{Alive, MountDir, RunDir};
 
 /// The hidden command that is the supervisor.
 pub const SUPERVISOR_COMMAND: &str = "__supervisor";

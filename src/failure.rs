@@ -4,6 +4,7 @@
 //! process should try too, when to try again) is the class alone, and a class can be written down: it stands in progress files and
 //! in the output of `status`, where the error itself cannot.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 
@@ -65,6 +66,12 @@ impl fmt::Display for ErrorClass {
             Self::Disk(errno) => return write!(f, "disk: {}", io::Error::from_raw_os_error(*errno)),
         })
     }
+}
+
+/// An error and its causes, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

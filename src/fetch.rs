@@ -4,14 +4,13 @@
 //! store's affair. This module knows neither names nor requests; it tells one listener how each fetch ended.
 
 use std::collections::VecDeque;
-use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::{Handle, Runtime};
 
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, DEMANDED_FETCHES_MAX};
 use crate::source::{Source, SourceError};
@@ -208,7 +207,7 @@ impl Fetcher {
         let started = Instant::now();
         let unconnected = |source| StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(source) };
         let outcome = self.connection().map_err(unconnected).and_then(|(source, handle)| self.store.ensure(spec, &source, &handle));
-        let error = outcome.as_ref().err().map(|error| (error.class(), one_line(error), error.retry_at()));
+        let error = outcome.as_ref().err().map(|error| (error.class(), chain(error), error.retry_at()));
         let failed = self.lock().end(slot, demanded, error);
         let digest = spec.descriptor.digest;
         match (outcome, failed) {
@@ -307,15 +306,4 @@ fn failure(class: ErrorClass, message: String, retry_at: Option<SystemTime>, fai
     let asked = retry_at.and_then(|at| at.duration_since(SystemTime::now()).ok()).unwrap_or_default();
     let wait = wait.max(asked.min(BACKOFF_MAX));
     (Failed { class, message, retry_at: SystemTime::now() + wait }, Instant::now() + wait)
-}
-
-fn one_line(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

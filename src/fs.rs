@@ -13,15 +13,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use lru::LruCache;
 use rustix::io::Errno;
 
 use crate::digest::Digest;
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, chain};
 use crate::fetch::{Failed, Fetcher, Standing, Wanted};
 use crate::index::{Index, Kind};
 use crate::kit::{Kit, LayerKind};
 use crate::layer::LayerSpec;
-use crate::limits::HANDLE_GRACE;
+use crate::limits::{HANDLE_GRACE, OPEN_FILES_MAX, RESTING_LAYERS_MAX};
 use crate::node::NodeId;
 use crate::store::{Content, Held, LayerState, Recall, Store, StoreError, VerifiedLayer};
 use crate::tree::{Attributes, Child, Group, Known, Lookup, Node, Place, Tree, TreeError};
@@ -38,6 +39,8 @@ pub struct Fs {
     fetcher: Arc<Fetcher>,
     ended: Ended,
     agree: Agree,
+    /// Layers that are open though no file of theirs is, the least recently used last.
+    resting: Mutex<LruCache<u16, ()>>,
     /// What a first touch of a model's layer brings after it; empty with `--prefetch none`.
     model: Vec<u16>,
     model_touched: AtomicBool,
@@ -93,10 +96,20 @@ struct Layer {
 #[derive(Default)]
 struct Open {
     layer: Option<VerifiedLayer>,
+    /// Files of their own that were read through us lately, by rank: a reader that goes through one must not open it for each piece.
+    files: Option<LruCache<u32, (Arc<File>, u64)>>,
     handles: u64,
     idle_since: Option<Instant>,
     /// The supervisor holds it too, for the next worker.
     handed: bool,
+}
+
+impl Open {
+    fn close(&mut self) {
+        self.files = None;
+        self.layer = None;
+        self.idle_since = None;
+    }
 }
 
 /// Shown where neither archive nor manifest gives a time: zip tools refuse anything older.
@@ -133,6 +146,7 @@ impl Fs {
             fetcher: Arc::clone(&fetcher),
             ended,
             agree,
+            resting: Mutex::new(LruCache::unbounded()),
             model,
             model_touched: AtomicBool::new(false),
             created: created.unwrap_or(OLDEST_SHOWN).max(OLDEST_SHOWN),
@@ -244,7 +258,7 @@ impl Fs {
             Err(error) => {
                 // What is in the cache is not what it was: it is checked from disk, or fetched, before anything of it is used.
                 tracing::warn!(layer = %self.spec(at.slot).descriptor.digest, %error, "cached layer is checked again");
-                open.layer = None;
+                open.close();
                 return Ok(Answer::Wait(Need::Content(at.slot)));
             }
         };
@@ -273,6 +287,8 @@ impl Fs {
         open.handles = open.handles.saturating_sub(1);
         if open.handles == 0 {
             open.idle_since = Some(Instant::now());
+            drop(open);
+            self.rest(slot);
         }
     }
 
@@ -296,10 +312,10 @@ impl Fs {
     pub fn let_go_of_idle(&self, let_go: &mut dyn FnMut(u16)) {
         for (rank, layer) in self.layers.iter().enumerate() {
             let mut open = layer.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if open.handles == 0 && open.idle_since.is_some_and(|since| since.elapsed() >= HANDLE_GRACE) {
+            let closed = open.layer.is_none() && open.handed;
+            if open.handles == 0 && (closed || open.idle_since.is_some_and(|since| since.elapsed() >= HANDLE_GRACE)) {
                 // What pins blocks goes first, the lock with it; then the supervisor's copy.
-                open.layer = None;
-                open.idle_since = None;
+                open.close();
                 if std::mem::take(&mut open.handed) {
                     let_go(rank as u16 + 1);
                 }
@@ -326,14 +342,21 @@ impl Fs {
         let content = {
             let mut open = self.open_layer(at.slot);
             let Some(layer) = self.recall(at.slot, &mut open)? else { return Ok(Answer::Wait(Need::Content(at.slot))) };
-            layer.content(at.entry)
+            match open.files.as_mut().and_then(|files| files.get(&at.entry)) {
+                Some((file, size)) => Ok(Content::Data(Arc::clone(file), *size)),
+                None => layer.content(at.entry).inspect(|content| {
+                    if let Content::Data(file, size) = content {
+                        open.files.get_or_insert_with(|| LruCache::new(OPEN_FILES_MAX)).put(at.entry, (Arc::clone(file), *size));
+                    }
+                }),
+            }
         };
         let (file, start, size) = match content {
             Ok(Content::Data(file, size)) => (file, 0, size),
             Ok(Content::Packed { pack, offset, size }) => (pack, offset, size),
             Err(error) => {
                 tracing::warn!(layer = %self.spec(at.slot).descriptor.digest, %error, "cached layer is checked again");
-                self.open_layer(at.slot).layer = None;
+                self.open_layer(at.slot).close();
                 return Ok(Answer::Wait(Need::Content(at.slot)));
             }
         };
@@ -411,6 +434,21 @@ impl Fs {
         Ok(open.layer.clone())
     }
 
+    /// Notes that a layer is open though none of its files need be, and closes the one that has rested longest if too many do: each has descriptors.
+    fn rest(&self, slot: u16) {
+        let longest = {
+            let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+            resting.put(slot, ());
+            if resting.len() <= RESTING_LAYERS_MAX { None } else { resting.pop_lru() }
+        };
+        if let Some((slot, ())) = longest {
+            let mut open = self.open_layer(slot);
+            if open.handles == 0 {
+                open.close();
+            }
+        }
+    }
+
     fn index_of(&self, slot: u16) -> Option<Index> {
         if let Some(index) = self.tree.index(slot) {
             return Some(index.clone());
@@ -475,9 +513,13 @@ impl Fs {
             Ok(layer) => {
                 {
                     let mut open = self.open_layer(slot);
+                    open.close();
                     open.layer = Some(layer);
+                    // What the supervisor holds may be of a copy that was withdrawn.
+                    open.handed = false;
                     open.idle_since = (open.handles == 0).then(Instant::now);
                 }
+                self.rest(slot);
                 self.arrived(slot);
             }
         }
@@ -514,14 +556,14 @@ impl Fs {
         match error {
             TreeError::NoSuchNode(_) => Errno::STALE,
             _ => {
-                tracing::error!(error = %Chain(error), "layer cannot be shown");
+                tracing::error!(error = chain(error), "layer cannot be shown");
                 Errno::IO
             }
         }
     }
 
     fn failed(&self, error: &StoreError) -> Errno {
-        tracing::warn!(error = %Chain(error), "cache");
+        tracing::warn!(error = chain(error), "cache");
         errno(&error.class())
     }
 }
@@ -548,19 +590,4 @@ pub fn errno(class: &ErrorClass) -> Errno {
 fn disk(what: &str, error: &std::io::Error) -> Errno {
     tracing::error!(%error, what, "cache");
     errno(&ErrorClass::of_disk(error))
-}
-
-/// An error with its causes, in one line.
-struct Chain<'a>(&'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(cause) = next {
-            write!(f, ": {cause}")?;
-            next = cause.source();
-        }
-        Ok(())
-    }
 }

@@ -1,5 +1,6 @@
 //! Every limit has its name, unit and reason here, and is enforced in one place.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 // ---- path
@@ -63,6 +64,10 @@ pub const PREFETCH_TOTAL_BYTES: u64 = 256 << 20;
 
 /// How long a layer stays open after its last file was closed; a reader that opens file after file does not open the layer each time.
 pub const HANDLE_GRACE: Duration = Duration::from_secs(10);
+/// Layers that stay open for that long though none of their files is; each has four descriptors here and four in the supervisor.
+pub const RESTING_LAYERS_MAX: usize = 64;
+/// Data files of one layer that stay open between two reads through us.
+pub const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 // ---- fuse
 

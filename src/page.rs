@@ -232,6 +232,11 @@ impl Page {
         Some(InHandler(taken, &layout.heartbeat))
     }
 
+    /// True while a request is in a handler.
+    pub fn is_handling(&self) -> bool {
+        self.layout().handlers.iter().any(|slot| slot.load(Ordering::Relaxed) != 0)
+    }
+
     /// Takes the requests that were in a handler when their worker died; whatever waited in it waits no more.
     pub fn take_handled(&self) -> HashSet<u64> {
         self.layout().parked.store(0, Ordering::Relaxed);
@@ -483,7 +488,9 @@ mod tests {
     #[test]
     fn a_poisoned_request_is_not_handled_again_even_if_it_is_sent_again() {
         let page = Page::create(AGREED).expect("memfd");
+        assert!(!page.is_handling());
         let handling = page.enter(10).expect("nothing is poisoned");
+        assert!(page.is_handling());
         assert_eq!(again(&page).take_handled(), HashSet::from([10]));
         drop(handling);
         assert!(page.take_handled().is_empty());

@@ -157,7 +157,8 @@ impl Registry {
         let timing = self.endpoint.timing;
         let accept = is_manifest.then(|| MANIFEST_TYPES.join(", "));
         let attempts = async {
-            let mut tries = Tries::new(timing);
+            // A wait that the time for the document has no room for is no wait: its cause is reported, not the end of the time.
+            let mut tries = Tries::new(Timing { silence: timing.document.min(timing.silence), ..timing });
             let mut short = None;
             loop {
                 let (document, failure) = match self.attempt(url, what, accept.as_deref(), size).await {

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::detach::{Detached, detach};
 use crate::digest::Digest;
+use crate::failure::chain;
 use crate::limits::{ABANDONED_AFTER, RUN_DOCUMENT_BYTES};
 use crate::mountinfo::{self, MountEntry};
 
@@ -517,18 +518,6 @@ fn remove_folder(parent: &OwnedFd, name: &str, dir: &OwnedFd) -> io::Result<()> 
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
-}
-
-/// An error with its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ use tokio::runtime::Handle;
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
+use crate::failure::chain;
 use crate::index::Index;
 use crate::layer::LayerSpec;
 use crate::limits;
@@ -330,7 +331,7 @@ impl Store {
         };
         let swept = thread::Builder::new().name("kitfs-sweep".into()).spawn(move || {
             if let Err(error) = sweep() {
-                tracing::warn!(error = error.chain(), "what was left behind could not be removed");
+                tracing::warn!(error = chain(&error), "what was left behind could not be removed");
             }
         });
         swept.map(drop).map_err(disk("starting a thread to remove what was left behind"))

@@ -25,6 +25,7 @@ use self::session::Mounted;
 use self::worker::{Death, Worker};
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
+use crate::failure::chain;
 use crate::limits::{
     HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, OWN_DEATHS_MAX, OWN_DEATHS_WINDOW, RESTART_DELAY_FIRST, RESTART_DELAY_MAX, START_LIMIT,
     STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
@@ -77,7 +78,7 @@ pub fn run(plan: &MountPlan, dir: &MountDir, log: &Destination, alive: Alive, re
     drop(alive);
     if let Some(ready) = ready {
         let error = outcome.err().unwrap_or(SupervisorError::Ended);
-        ready.failed(&run::chain(&error), None, 1);
+        ready.failed(&chain(&error), None, 1);
         outcome = Err(error);
     }
     outcome
@@ -377,7 +378,10 @@ impl<'a> Supervisor<'a> {
             }
             return;
         }
-        let hangs = takes_none && self.device_says().contains(PollFlags::IN) || watches_none && self.page.parked() > 0;
+        // A stopped one may have taken a request that nothing shows any more: it counts whatever waits.
+        let stopped = self.worker.as_ref().is_some_and(Worker::is_halted);
+        let untaken = || self.device_says().contains(PollFlags::IN) || self.page.is_handling();
+        let hangs = stopped || takes_none && untaken() || watches_none && self.page.parked() > 0;
         self.ticks.silent = if hangs { self.ticks.silent + 1 } else { 0 };
         if self.ticks.silent >= HEARTBEAT_SILENCE_TICKS
             && let Some(worker) = &mut self.worker

@@ -1051,7 +1051,6 @@ fn a_process_may_be_killed_anywhere() {
 }
 
 #[test]
-#[ignore = "waits for the 30 s after which a silent one counts as stopped"]
 fn a_stopped_fetcher_is_worked_beside() {
     let (bench, sample) = (Bench::new(), plain(24));
     let mut other = Other::start(&bench, 24, Some(1_000_000));

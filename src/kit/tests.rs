@@ -1,13 +1,9 @@
 use super::*;
 use crate::digest::Algorithm;
+use crate::failure::chain;
 use crate::fixtures::{self, verified};
 
 const TAR: &str = "application/vnd.kitops.modelkit.dataset.v1.tar";
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let cause = error.source().map(|cause| format!(": {}", chain(cause)));
-    format!("{error}{}", cause.unwrap_or_default())
-}
 
 fn plan_case(case: &fixtures::Case) -> Result<Kit, KitError> {
     let manifest = case.manifest();

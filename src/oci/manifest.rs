@@ -152,6 +152,7 @@ fn annotations(object: &Object<'_>) -> Result<BTreeMap<String, String>, JsonErro
 mod tests {
     use super::*;
     use crate::digest::{Algorithm, Digest};
+    use crate::failure::chain;
     use crate::verify::Unverified;
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -165,11 +166,6 @@ mod tests {
 
     fn parse(text: &str) -> Result<Manifest, ManifestError> {
         parse_as(IMAGE_MANIFEST, text)
-    }
-
-    fn chain(error: &dyn std::error::Error) -> String {
-        let cause = error.source().map(|cause| format!(": {}", chain(cause)));
-        format!("{error}{}", cause.unwrap_or_default())
     }
 
     fn config() -> String {

@@ -299,6 +299,7 @@ impl Endpoint {
     /// What the HTTP client's error means.
     fn transport(&self, what: &str, error: reqwest::Error) -> Failure {
         let place = error.url().map_or_else(|| self.place.clone(), |url| self.place_of(url));
+        let secure = error.url().is_none_or(|url| url.scheme() == "https");
         let error = error.without_url();
         let what = what.to_owned();
         if error.is_timeout() {
@@ -331,7 +332,7 @@ impl Endpoint {
                 Failure::Final(unavailable(place, "no TLS connection could be made", source))
             }
             // It hung up on the greeting, as servers do that expected something else; or it just hung up.
-            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) if secure => {
                 Failure::again(unavailable(place, "no TLS connection could be made", Box::new(NotTls::new(error))))
             }
             _ => Failure::again(unavailable(place, "cannot connect", Box::new(error))),

@@ -246,3 +246,37 @@ async fn room(bytes: u64, next: &mut watch::Receiver<bool>, allowance: &Arc<Sema
     }
     Arc::clone(allowance).acquire_many_owned(permits(limits::IN_ORDER_BYTES)).await.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_is_next_never_waits_for_the_others() {
+        let (is_next, next) = watch::channel(false);
+        let allowance = Arc::new(Semaphore::new((limits::IN_ORDER_BYTES / PERMIT_BYTES) as usize));
+        // Larger than what there is: it gets all of it, not nothing.
+        let everything = room(u64::MAX, &mut next.clone(), &allowance).await.expect("the whole budget");
+        assert_eq!(REORDER.available_permits(), 0);
+        let mut receiver = next.clone();
+        let mut waiting = Box::pin(room(1, &mut receiver, &allowance));
+        assert!(waiting.as_mut().now_or_never().is_none(), "the budget is spent");
+        is_next.send_replace(true);
+        let first = waiting.await.expect("its turn has come");
+        // Its own allowance is bounded too.
+        let rest = room(limits::IN_ORDER_BYTES - PERMIT_BYTES, &mut next.clone(), &allowance).await;
+        assert!(room(1, &mut next.clone(), &allowance).now_or_never().is_none());
+        drop((first, rest));
+        assert!(room(limits::IN_ORDER_BYTES, &mut next.clone(), &allowance).now_or_never().is_some());
+        drop(everything);
+        assert_eq!(REORDER.available_permits() as u64, limits::REORDER_BYTES / PERMIT_BYTES);
+        drop(is_next);
+        let (gone, mut next) = watch::channel(false);
+        let all = room(limits::REORDER_BYTES, &mut next.clone(), &allowance).await;
+        drop(gone);
+        assert!(room(1, &mut next, &allowance).await.is_none(), "nobody waits for it");
+        drop(all);
+    }
+}

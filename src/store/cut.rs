@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
 use crate::archive::{NewEntry, Output, SplitError};
+use crate::failure::chain;
 use crate::index::{FileFacts, IndexBuilder};
 use crate::limits;
 
@@ -39,7 +40,7 @@ pub(super) fn facts(file: &File) -> io::Result<FileFacts> {
 
 /// What `fstat` says of the file `name`, which gets the mode that it must have in its place, if it has another one.
 pub(super) fn committed(dir: &Dir, name: &str) -> io::Result<FileFacts> {
-    let open = || dir.open(name).map_err(|error| io::Error::other(error.chain()))?.ok_or_else(|| io::Error::from(Errno::NOENT));
+    let open = || dir.open(name).map_err(|error| io::Error::other(chain(&error)))?.ok_or_else(|| io::Error::from(Errno::NOENT));
     let file = open()?;
     let found = facts(&file)?;
     if found.mode == COMMITTED.bits() {

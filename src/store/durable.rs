@@ -21,7 +21,7 @@ use super::locks::{IngestLock, try_lock};
 use super::progress::{Activity, Reporter};
 use super::recall::{DURABLE, VISIBLE};
 use super::recheck::{self, Found};
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits;
 use crate::verify::Mismatch;
@@ -49,7 +49,7 @@ pub(super) fn start(job: Job) {
     let layer = job.spec.descriptor.digest;
     let started = thread::Builder::new().name("kitfs-sync".into()).spawn(move || {
         if let Err(error) = run(&job) {
-            tracing::error!(layer = %job.spec.descriptor.digest, error = error.chain(), "a layer could not be synced");
+            tracing::error!(layer = %job.spec.descriptor.digest, error = chain(&error), "a layer could not be synced");
             report(&job, error);
         }
     });
@@ -69,7 +69,7 @@ fn run(job: &Job) -> Result<(), StoreError> {
     if outcome.as_ref().is_err_and(lost)
         && let Err(error) = recheck::withdraw(&job.store, &job.spec.descriptor.digest, &job.dir)
     {
-        tracing::error!(layer = %job.spec.descriptor.digest, error = error.chain(), "a layer could not be withdrawn");
+        tracing::error!(layer = %job.spec.descriptor.digest, error = chain(&error), "a layer could not be withdrawn");
     }
     outcome
 }

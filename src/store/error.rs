@@ -167,18 +167,6 @@ impl StoreError {
     pub fn is_doubtful(&self) -> bool {
         matches!(self, Self::Doubtful { .. })
     }
-
-    /// The error and its causes in one line.
-    pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
-    }
 }
 
 /// For `map_err`: says what was done to which file.

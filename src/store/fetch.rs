@@ -17,6 +17,7 @@ use super::progress::{Activity, Reporter};
 use super::recall::{Recall, recall};
 use super::recheck::{self, Found};
 use super::work::WorkDir;
+use crate::failure::chain;
 use crate::layer::LayerSpec;
 use crate::limits;
 use crate::source::Source;
@@ -121,7 +122,7 @@ fn verify_again(store: &Arc<Inner>, spec: &LayerSpec, reporter: &mut Reporter<'_
         // The next round tells.
         Err(StoreError::Doubtful { .. }) => Ok(()),
         Err(error) if recheck::is_lost(&error) => {
-            tracing::warn!(%layer, error = error.chain(), "a layer of the cache cannot be read and is withdrawn");
+            tracing::warn!(%layer, error = chain(&error), "a layer of the cache cannot be read and is withdrawn");
             recheck::withdraw(store, layer, &dir)
         }
         Err(error) => Err(error),
@@ -156,7 +157,7 @@ fn fetch(
         reporter.activity(Activity::Fetching, ingest.seen());
         match stream(store, spec, source, runtime, reporter, ingest) {
             Err(error @ StoreError::Content { .. }) => {
-                tracing::warn!(%layer, source = source.name(), error = error.chain(), from_disk, "a layer does not match");
+                tracing::warn!(%layer, source = source.name(), error = chain(&error), from_disk, "a layer does not match");
                 // Half of it came from disk, so nobody knows whose fault it is; there is nothing left to go on from the next time.
                 if !from_disk {
                     mismatches += 1;

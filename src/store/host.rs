@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, chain};
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
 const UNSUITABLE: [(u32, &str); 9] = [
@@ -100,7 +100,7 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
     match place.rename_new("a", place, "b") {
         Ok(false) => {}
         Ok(true) => return Err(unsuitable("a rename replaces although it must not".into())),
-        Err(error) => return Err(unsuitable(format!("a rename that does not replace fails: {}", error.chain()))),
+        Err(error) => return Err(unsuitable(format!("a rename that does not replace fails: {}", chain(&error)))),
     }
     let fallocate = match rustix::fs::fallocate(&first, FallocateFlags::KEEP_SIZE, 0, 8192) {
         Ok(()) => true,

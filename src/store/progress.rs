@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::locks::IngestLock;
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, chain};
 use crate::limits;
 
 /// How far the work on a layer is, or how it ended.
@@ -140,7 +140,7 @@ impl Record {
 impl Fault {
     pub(super) fn of(error: &StoreError) -> Self {
         let retry_at = error.retry_at().map(seconds_of);
-        Self { class: error.class(), text: error.chain(), retry_at }
+        Self { class: error.class(), text: chain(&error), retry_at }
     }
 
     pub(super) fn retry_at(&self) -> Option<SystemTime> {

@@ -20,7 +20,7 @@ use super::replay::{Broken, Follow, Replay};
 use super::work::WorkDir;
 use crate::archive::{SplitError, Splitter};
 use crate::digest::{Digest, Hasher};
-use crate::failure::ErrorClass;
+use crate::failure::{ErrorClass, chain};
 use crate::index::{FileFacts, Index, IndexBuilder, Stored};
 use crate::layer::{Compression, LayerSpec};
 use crate::verify::HashThread;
@@ -244,7 +244,7 @@ pub(super) fn withdraw(store: &Inner, layer: &Digest, dir: &Dir) -> Result<(), S
         }
         if let Err(error) = store.layers.rename_over(&name, &store.trash, &trash) {
             // On overlayfs a directory of a lower layer cannot be renamed. What makes it usable goes first.
-            tracing::debug!(%layer, error = error.chain(), "a layer is removed in its place");
+            tracing::debug!(%layer, error = chain(&error), "a layer is removed in its place");
             dir.unlink(DURABLE)?;
             dir.unlink(VISIBLE)?;
             return store.layers.remove_tree(&name);

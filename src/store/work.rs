@@ -14,6 +14,7 @@ use super::dir::Dir;
 use super::error::{StoreError, disk};
 use super::locks::try_lock;
 use crate::digest::Digest;
+use crate::failure::chain;
 use crate::index::IndexBuilder;
 use crate::limits;
 
@@ -64,7 +65,7 @@ impl<'store> WorkDir<'store> {
         let mut found = None;
         for name in store.ingest.list()?.into_iter().filter(|name| name.starts_with(&prefix)) {
             let Some(mut work) = Self::take(store, name)? else { continue };
-            if found.is_none() && work.is_ours(store)? {
+            if found.is_none() && begun_by_us(store, &work.dir)? {
                 work.keep = true;
                 found = Some(work);
             }
@@ -86,8 +87,10 @@ impl<'store> WorkDir<'store> {
                 }
                 continue;
             }
-            if let Some(mut work) = Self::take(store, name)? {
-                work.keep = work.is_ours(store)?;
+            // Not locked, not even for a moment: somebody may be about to go on from it.
+            let Some(dir) = store.ingest.open_dir(&name)? else { continue };
+            if !begun_by_us(store, &dir)? {
+                drop(Self::take(store, name)?);
             }
         }
         Ok(())
@@ -102,13 +105,6 @@ impl<'store> WorkDir<'store> {
             return Ok(None);
         }
         Ok(Some(Self { parent: &store.ingest, name, dir: Arc::new(dir), keep: false }))
-    }
-
-    fn is_ours(&self, store: &Inner) -> Result<bool, StoreError> {
-        let Some(file) = self.dir.open(STAMP)? else { return Ok(false) };
-        let mut text = String::new();
-        let read = file.take(limits::RECORD_BYTES).read_to_string(&mut text);
-        Ok(read.is_ok() && stamp(store).is_some_and(|ours| ours == text))
     }
 
     pub(super) fn dir(&self) -> &Arc<Dir> {
@@ -142,9 +138,17 @@ impl Drop for WorkDir<'_> {
         if !self.keep
             && let Err(error) = self.parent.remove_tree(&self.name)
         {
-            tracing::warn!(error = error.chain(), "what is left of an ingest could not be removed");
+            tracing::warn!(error = chain(&error), "what is left of an ingest could not be removed");
         }
     }
+}
+
+/// True if what is in the directory was written in this boot by this version.
+fn begun_by_us(store: &Inner, dir: &Dir) -> Result<bool, StoreError> {
+    let Some(file) = dir.open(STAMP)? else { return Ok(false) };
+    let mut text = String::new();
+    let read = file.take(limits::RECORD_BYTES).read_to_string(&mut text);
+    Ok(read.is_ok() && stamp(store).is_some_and(|ours| ours == text))
 }
 
 /// What stands in the stamp; `None` if nobody may go on, because this boot cannot be told from another.

@@ -126,6 +126,12 @@ impl Worker {
         }
     }
 
+    /// True if the process is stopped by a signal or a debugger.
+    pub(super) fn is_halted(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't']))
+    }
+
     pub(super) fn kill(&mut self) {
         self.killed = Some(Instant::now());
         if let Err(error) = self.child.kill() {

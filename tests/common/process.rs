@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -187,7 +187,13 @@ fn wait_bounded(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 
 fn read_all(file: &mut File) -> String {
     let mut content = Vec::new();
-    file.rewind().expect("a file");
-    file.read_to_end(&mut content).expect("a file");
+    // By position: the process writes through the same open file, and a seek of ours would move where it writes to.
+    let mut chunk = [0; 64 << 10];
+    loop {
+        match file.read_at(&mut chunk, content.len() as u64).expect("a file") {
+            0 => break,
+            length => content.extend_from_slice(&chunk[..length]),
+        }
+    }
     String::from_utf8_lossy(&content).into_owned()
 }
