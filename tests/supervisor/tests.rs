@@ -28,6 +28,7 @@ macro_rules! all {
 
 all![
     a_stopped_worker_is_replaced,
+    workers_with_nothing_to_do_are_left_alone,
     a_worker_that_stops_with_waits_in_it_is_replaced,
     workers_that_end_themselves_are_slowed_down,
     readers_survive_fifty_kills,
@@ -144,10 +145,21 @@ fn a_stopped_worker_is_replaced() {
     read_through(&mount.path("data")).expect("by the next worker");
     assert!((25..45).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     assert_ne!(mount.worker(), stopped);
-    // Nothing to do is not to be hung.
-    thread::sleep(Duration::from_secs(3));
-    assert_eq!(mount.state().restarts, 1);
     mount.unmounted();
+}
+
+/// Nothing to do is not to be hung, and neither is a long wait.
+fn workers_with_nothing_to_do_are_left_alone() {
+    let idle = Mount::new();
+    let waiting = Mount::new();
+    let open = opening(waiting.path("wait"));
+    until_parked(&waiting, 1);
+    thread::sleep(Duration::from_secs(35));
+    assert_eq!((idle.state().restarts, waiting.state().restarts), (0, 0));
+    fs::write(waiting.stage().released(), "").expect("room");
+    drop(open.join().expect("no panic").expect("opened"));
+    idle.unmounted();
+    waiting.unmounted();
 }
 
 fn a_worker_that_stops_with_waits_in_it_is_replaced() {
