@@ -197,6 +197,8 @@ pub const ERROR_BODY_MS: u64 = 1_000;
 pub const RANGE_BYTES: u64 = 16 << 20;
 /// Connections that fetch one blob: one does about 0.8 GB/s of TLS, four saturate what hashing can take.
 pub const CONNECTIONS: usize = 4;
+/// How much of its time a blob's first range has to be waited for, in percent, before there are further connections.
+pub const STARVED_PERCENT: u32 = 50;
 /// Bytes that came out of order and wait for their turn, in the whole process.
 pub const REORDER_BYTES: u64 = 64 << 20;
 /// Bytes that came in order and wait for their reader, per blob. Apart from the budget above, so that whoever is next never waits for it.

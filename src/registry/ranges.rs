@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -26,11 +27,14 @@ pub struct Cut {
     pub bytes: u64,
     /// Ranges that are fetched at the same time.
     pub connections: usize,
+    /// How much of its time the first range has to be waited for, in percent, before there are several: where reading is not what takes the time, further
+    /// connections only take it away from whoever hashes and writes. With 0 there are several at once.
+    pub starved_percent: u32,
 }
 
 impl Default for Cut {
     fn default() -> Self {
-        Self { bytes: limits::RANGE_BYTES, connections: limits::CONNECTIONS }
+        Self { bytes: limits::RANGE_BYTES, connections: limits::CONNECTIONS, starved_percent: limits::STARVED_PERCENT }
     }
 }
 
@@ -59,6 +63,12 @@ struct Fetch {
 
 enum State {
     Start(u64),
+    /// The first range, of which is measured how long it is waited for.
+    First {
+        piece: Box<Piece>,
+        begun: Instant,
+        waited: Duration,
+    },
     One(Box<Piece>),
     Many(Lanes),
     Done,
@@ -97,6 +107,28 @@ impl Fetch {
                     let from = *from;
                     if let Err(error) = self.start(from).await {
                         return self.fail(error);
+                    }
+                }
+                State::First { piece, begun, waited } => {
+                    let asked = Instant::now();
+                    let came = piece.next().await;
+                    *waited += asked.elapsed();
+                    match came {
+                        Ok(Some(bytes)) => return Some(Ok(bytes)),
+                        // The registry's blob ends before its descriptor says, consistently; the check will say so.
+                        Ok(None) if matches!(piece.end(), End::Before(end) if piece.at() < end) => self.state = State::Done,
+                        Ok(None) => {
+                            let at = piece.at();
+                            let starved =
+                                waited.as_secs_f64() * 100.0 >= begun.elapsed().as_secs_f64() * f64::from(self.cut.starved_percent);
+                            tracing::debug!(blob = %self.digest, ?waited, all = ?begun.elapsed(), starved, "first range");
+                            self.state = if starved { State::Many(Lanes::from(at)) } else { State::One(self.rest(at)) };
+                        }
+                        Err(Stop::NoRanges) => {
+                            let at = piece.at();
+                            self.state = State::One(self.rest(at));
+                        }
+                        Err(Stop::Error(error)) => return self.fail(error),
                     }
                 }
                 State::One(piece) => match piece.next().await {
@@ -154,12 +186,13 @@ impl Fetch {
         let end = End::Before(from + self.cut.bytes);
         let mut first = Box::new(Piece::new(Arc::clone(&self.endpoint), self.digest, self.size, from, end));
         let ranged = first.begin().await?;
-        self.state = if ranged {
-            let allowance = Arc::new(Semaphore::new((limits::IN_ORDER_BYTES / PERMIT_BYTES) as usize));
-            let mut lanes = Lanes { lanes: VecDeque::new(), tasks: JoinSet::new(), next: Some(from + self.cut.bytes), allowance };
+        self.state = if ranged && self.cut.starved_percent == 0 {
+            let mut lanes = Lanes::from(from + self.cut.bytes);
             lanes.run(first);
             lanes.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
             State::Many(lanes)
+        } else if ranged {
+            State::First { piece: first, begun: Instant::now(), waited: Duration::ZERO }
         } else {
             first.until_the_end();
             State::One(first)
@@ -179,18 +212,27 @@ impl Fetch {
 }
 
 impl Lanes {
+    fn from(at: u64) -> Self {
+        let allowance = Arc::new(Semaphore::new((limits::IN_ORDER_BYTES / PERMIT_BYTES) as usize));
+        Self { lanes: VecDeque::new(), tasks: JoinSet::new(), next: Some(at), allowance }
+    }
+
     /// Begins as many lanes as there is room for.
     fn fill(&mut self, endpoint: &Arc<Endpoint>, digest: Digest, size: u64, cut: Cut) {
         while self.tasks.try_join_next().is_some() {}
+        let none = self.lanes.is_empty();
         // Twice as many as are fetched at once: those that are complete wait for their turn.
         while self.tasks.len() < cut.connections && self.lanes.len() < 2 * cut.connections {
-            let Some(start) = self.next else { return };
+            let Some(start) = self.next else { break };
             let (end, next) = match start.checked_add(cut.bytes) {
                 Some(end) if end < size => (End::Before(end), Some(end)),
                 _ => (End::Blob, None),
             };
             self.next = next;
             self.run(Box::new(Piece::new(Arc::clone(endpoint), digest, size, start, end)));
+        }
+        if none {
+            self.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use futures_util::StreamExt as _;
 use kitfs::registry::{Cut, Timing};
 use kitfs::source::{Source as _, SourceError};
 
@@ -226,7 +227,7 @@ async fn every_offset_and_cut_gives_the_rest() {
             if bytes == 1 && from < 900 {
                 continue;
             }
-            let cut = Cut { bytes, connections: 3 };
+            let cut = Cut { bytes, connections: 3, starved_percent: 0 };
             let came = read(&open(&registry.host(), ":v1", &options(cut)), &wanted, &content, from).await;
             assert!(came.right && came.error.is_none() && came.bytes == 1000 - from, "{cut:?} from {from}: {came:?}");
         }
@@ -252,4 +253,26 @@ async fn bytes_that_were_promised_beyond_the_blob_are_not_missed() {
     let came = read(&open(&registry.host(), ":v1", &options(ONE)), &descriptor(&content), &content, 0).await;
     assert!(came.right && came.error.is_none() && came.bytes == SIZE, "{came:?}");
     assert_eq!(registry.asked(&digest), 1);
+}
+
+/// A fast source gets one connection, a slow one gets several: where reading is not what takes the time, more of it does not help.
+#[tokio::test(flavor = "multi_thread")]
+async fn further_connections_come_only_where_the_first_was_waited_for() {
+    for (patience, several) in [(101, false), (1, true)] {
+        let registry = Registry::start();
+        let content = vec![7; 256 << 10];
+        let digest = registry.blob(content.clone());
+        let cut = Cut { bytes: 16 << 10, connections: 3, starved_percent: patience };
+        let wanted = descriptor(&content);
+        assert_eq!(wanted.digest.to_string(), digest);
+        let source = open(&registry.host(), ":v1", &options(cut));
+        let mut stream = source.blob(&wanted, 0);
+        let mut length = 0;
+        while let Some(bytes) = stream.next().await {
+            length += bytes.expect("an honest registry").len();
+        }
+        assert_eq!(length, content.len());
+        let asked = registry.asked(&digest);
+        assert_eq!(asked, if several { 16 } else { 2 }, "one range, then the rest in one or in ranges");
+    }
 }

@@ -11,9 +11,9 @@ use kitfs::registry::{Cut, Registry, RegistryOptions, Timing};
 use kitfs::source::{Source, SourceError};
 
 /// One request for a blob of these tests.
-pub const ONE: Cut = Cut { bytes: 1 << 20, connections: 3 };
+pub const ONE: Cut = Cut { bytes: 1 << 20, connections: 3, starved_percent: 0 };
 /// Several.
-pub const MANY: Cut = Cut { bytes: 16 << 10, connections: 3 };
+pub const MANY: Cut = Cut { bytes: 16 << 10, connections: 3, starved_percent: 0 };
 
 /// No wait that a test has to sit through; what is not to happen has long to happen.
 pub fn timing() -> Timing {
