@@ -228,7 +228,7 @@ fn has_word(code: &str, word: &str) -> bool {
     code.match_indices(word).any(|(at, _)| {
         let before = code[..at].chars().next_back();
         let after = code[at + word.len()..].chars().next();
-        !before.is_some_and(is_word) && !(word.ends_with(is_word) && after.is_some_and(is_word))
+        !(before.is_some_and(is_word) || word.ends_with(is_word) && after.is_some_and(is_word))
     })
 }
 
