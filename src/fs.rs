@@ -2,7 +2,7 @@
 //!
 //! Everything that is shown comes from the plan (verified manifest and config), from a layer's index, or from a [`VerifiedLayer`]; there is
 //! no other way to a byte. This is also the one place that turns a failure into an errno. It does not know requests and replies
-//! ([`crate::fuse`]), nor how a layer gets here ([`crate::fetch`], [`crate::store`]).
+//! (`crate::fuse`), nor how a layer gets here ([`crate::fetch`], [`crate::store`]).
 
 use std::fs::File;
 use std::ops::ControlFlow;

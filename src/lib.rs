@@ -1,4 +1,24 @@
-//! kitfs
+//! kitfs shows a KitOps ModelKit, an OCI artifact that holds weights, datasets, code and docs, as a read-only filesystem.
+//!
+//! A mount is one [`supervisor`] and one [`worker`]. The supervisor keeps what must not die: the FUSE device, a shared [`page`], and the
+//! descriptors of open layers. The worker serves, may die at any moment, and is replaced without a reader noticing. Mounts share the
+//! [`store`], a directory that all processes of a host use with file locks; no daemon stands between them.
+//!
+//! Inside a worker, `fuse` takes requests apart, [`fs`] answers them from [`tree`] and store or says which one layer they wait for,
+//! [`wait`] keeps their replies meanwhile, and [`fetch`] has the layer brought from a [`source`]: a [`registry`] or a [`layout`] on disk.
+//!
+//! What holds everywhere:
+//!
+//! * Bytes from outside are [`verify::Unverified`] and cannot be read. [`verify`] and the store alone make a witness that they were
+//!   checked, and everything that is shown comes from one.
+//! * A successful `open` means that all of the file is verified and on local disk.
+//! * The tree is a function of manifest, config and layer bytes; the order in which layers come cannot be seen.
+//! * Looking up a name does not wait. What waits holds nothing that others need, and has an end.
+//! * A node id carries all its meaning, so that a new worker understands those of the last one.
+//! * What stands in its place in the cache is never written again.
+//!
+//! `ARCHITECTURE.md` is the map: every module, how a read and a mount travel, the locks and their order. This library is there for the
+//! `kitfs` program and its tests; its interface changes with them.
 
 pub mod archive;
 pub mod cli;
