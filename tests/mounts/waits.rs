@@ -435,6 +435,8 @@ fn the_fetch_of_a_killed_reader_is_not_thrown_away() {
     let stage = Stage::new(Mode::Passthrough);
     let mut only = stage.start(&["cat"], "d/slow/part.bin");
     await_blocked(&mut only);
+    // Killed any earlier, it would take its request back before a worker has seen it.
+    stage.folder.await_held(1);
     only.signal(Signal::KILL);
     only.wait(Duration::from_secs(3));
     stage.folder.open();
