@@ -107,7 +107,9 @@ fn connections_break_where_they_are_told_to() {
     registry.fault(Target::Content(digest.clone()), Times::First(1), Fault::ResetAt(5));
     for _ in 0..2 {
         let error = get(&registry.host(), &blob_path(&digest), "").expect_err("no whole answer");
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        // The reset may overtake what was sent before it, or meet the request while it is still being written.
+        let broken = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof);
+        assert!(broken, "{error:?}");
     }
     assert!(get(&registry.host(), &blob_path(&digest), "").is_ok());
 }
