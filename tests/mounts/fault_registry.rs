@@ -13,7 +13,11 @@ fn get(host: &str, path: &str, headers: &str) -> std::io::Result<(u16, String, V
     let mut stream = TcpStream::connect(host)?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n").as_bytes())?;
     // The registry keeps connections; nothing more is asked, so that it sees the end.
-    stream.shutdown(std::net::Shutdown::Write)?;
+    match stream.shutdown(std::net::Shutdown::Write) {
+        // It was reset before we came to that; reading says so.
+        Err(error) if error.kind() == ErrorKind::NotConnected => {}
+        ended => ended?,
+    }
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)? + 4;
@@ -107,9 +111,7 @@ fn connections_break_where_they_are_told_to() {
     registry.fault(Target::Content(digest.clone()), Times::First(1), Fault::ResetAt(5));
     for _ in 0..2 {
         let error = get(&registry.host(), &blob_path(&digest), "").expect_err("no whole answer");
-        // The reset may overtake what was sent before it, or meet the request while it is still being written.
-        let broken = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof);
-        assert!(broken, "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error:?}");
     }
     assert!(get(&registry.host(), &blob_path(&digest), "").is_ok());
 }
@@ -138,7 +140,8 @@ fn a_held_request_goes_on_when_the_gate_opens_and_a_stopped_registry_is_gone() {
     registry.stop();
     assert!(start.elapsed() < Duration::from_secs(4));
     drop(waiting.join().expect("no panic"));
-    assert!(TcpStream::connect(registry.host()).is_err());
+    // Another test's registry may have the port by now, but nobody serves what this one had.
+    assert!(get(&registry.host(), &blob_path(&digest), "").map_or(true, |answer| answer.2 != b"0123456789"));
 }
 
 #[test]

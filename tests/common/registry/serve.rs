@@ -297,8 +297,12 @@ impl Connection<'_> {
             }
             let stop = gate.as_ref().map_or(end, |(offset, _)| *offset).min(at + chunk);
             let (from, to) = (usize::try_from(at).expect("in memory"), usize::try_from(stop).expect("in memory"));
-            self.wire().write_all(&content[from..to])?;
+            // Counted first: whoever has got all bytes must find them counted.
             self.update(index, |request| request.sent += stop - at);
+            if let Err(error) = self.wire().write_all(&content[from..to]) {
+                self.update(index, |request| request.sent -= stop - at);
+                return Err(error);
+            }
             at = stop;
             if matches!(fault, Some(Fault::Slow(_))) {
                 self.wire().flush()?;
