@@ -67,7 +67,7 @@ pub const HANDLE_GRACE: Duration = Duration::from_secs(10);
 /// Layers that stay open for that long though none of their files is; each has four descriptors here and four in the supervisor.
 pub const RESTING_LAYERS_MAX: usize = 64;
 /// Data files of one layer that stay open between two reads through us.
-pub const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+pub const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not 0");
 
 // ---- fuse
 

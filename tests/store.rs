@@ -692,6 +692,33 @@ fn who_has_a_layer_open_notices_too() {
 }
 
 #[test]
+fn who_has_a_layer_open_gets_nothing_of_a_pack_that_changed_or_was_withdrawn() {
+    for withdrawn in [false, true] {
+        let (bench, sample) = (Bench::new(), plain(15));
+        let source = Scripted::new(&sample, []);
+        let layer = bench.ensure(&sample, &source).expect("stored");
+        bench.store.sync(&layer).expect("durable");
+        let packed = (0..layer.index().len()).find(|rank| {
+            let entry = layer.index().entry(*rank).expect("an entry");
+            matches!(entry.place, kitfs::index::Place::Packed { .. }) && entry.size > 0
+        });
+        let packed = packed.expect("a small file");
+        assert!(layer.content(packed).is_ok());
+        if withdrawn {
+            // Another file of the layer is what is damaged: the pack itself only goes.
+            flip(&bench.data_file(&sample), 5);
+            assert!(matches!(bench.store.verify(&sample.spec).expect("readable"), Verdict::Damaged { .. }));
+        } else {
+            flip(&bench.layer_dir(&sample).join("pack"), 5);
+        }
+        let error = layer.content(packed).expect_err("it is not what was verified");
+        assert!(error.is_doubtful(), "withdrawn {withdrawn}: {error}");
+        let renewed = bench.ensure(&sample, &source).expect("fetched again");
+        assert_eq!(read_all(&renewed).expect("there"), sample.files);
+    }
+}
+
+#[test]
 fn verify_reads_the_bytes_and_withdraws_what_is_damaged() {
     for (compression, with_diff_id) in [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false)] {
         for what in ["pack", "data"] {

@@ -87,14 +87,15 @@ impl VerifiedLayer {
         &self.0.index
     }
 
-    /// Where the bytes of the file with this rank are; a folder has none, like an empty file. A file of its own is opened here, and must be as it was when
-    /// it was verified: if not, the answer is [`StoreError::Doubtful`], and so is the next [`super::Store::recall`].
+    /// Where the bytes of the file with this rank are; a folder has none, like an empty file. A file of its own is opened here. That file, or the pack, must
+    /// be as it was when it was verified, and not have been withdrawn since (which shows in its change time): if not, the answer is [`StoreError::Doubtful`], and so is the next [`super::Store::recall`].
     pub fn content(&self, entry: u32) -> Result<Content, StoreError> {
         let entry = self.0.index.entry(entry).map_err(|error| self.damaged_index(&error))?;
         match entry.place {
             Place::Data { ordinal } => Ok(Content::Data(Arc::new(self.data_file(ordinal)?), entry.size)),
             Place::None => Ok(Content::Packed { pack: Arc::clone(&self.0.pack), offset: 0, size: 0 }),
             Place::Packed { offset } => {
+                check_pack(&self.0.pack, &self.0.index).map_err(|reason| self.doubt(PACK, reason))?;
                 let pack = self.0.index.pack().size;
                 if offset.checked_add(entry.size).is_none_or(|end| end > pack) {
                     let reason = format!("{} bytes at {offset} are not in a pack of {pack} bytes", entry.size);
