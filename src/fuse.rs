@@ -334,6 +334,11 @@ impl Filesystem for Adapter {
         Ok(()) // a pretended one: what counts was agreed on by the supervisor
     }
 
+    // What enters no handler shows by a beat that the worker takes requests.
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
+        self.0.page.beat();
+    }
+
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         std::mem::forget(reply); // answered through the device
         let name = name.as_bytes().to_owned();
@@ -385,6 +390,7 @@ impl Filesystem for Adapter {
     }
 
     fn release(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool, reply: ReplyEmpty) {
+        self.0.page.beat();
         // First the reply, then the count: a worker that dies in between leaves a file pinned, never one unpinned too early.
         reply.ok();
         self.0.release(ino.0);
@@ -413,16 +419,19 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.0.page.beat();
         reply.ok();
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.0.page.beat();
         let block = 4096;
         let blocks = self.0.size.div_ceil(block);
         reply.statfs(blocks, 0, 0, self.0.fs.tree().known_entries(), 0, block as u32, 255, block as u32);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.0.page.beat();
         match self.0.xattrs(ino.0) {
             Err(errno) => reply.error(errno.into_fuser()),
             Ok(xattrs) => match xattrs.iter().find(|(known, _)| name == *known) {
@@ -433,6 +442,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.0.page.beat();
         match self.0.xattrs(ino.0) {
             Err(errno) => reply.error(errno.into_fuser()),
             Ok(xattrs) => {
