@@ -866,11 +866,13 @@ fn a_recall_leaves_nothing_open() {
         let targets = fs::read_dir("/proc/self/fd").expect("proc").filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         targets.filter(|target| target.starts_with(bench.cache())).count()
     };
+    // What follows an ingest in the background may still close something meanwhile.
     let before = open();
     for _ in 0..200 {
         ready(bench.store.recall(&sample.spec));
     }
-    assert_eq!(open(), before, "nothing stays open");
+    let after = open();
+    assert!(after <= before, "{before} open before, {after} after 200 recalls");
 }
 
 // ---- a full disk

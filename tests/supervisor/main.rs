@@ -8,12 +8,16 @@ mod mount;
 mod server;
 mod tests;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The longest test takes 40 s.
+const LIMIT: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,14 +38,33 @@ fn run_tests(arguments: &[String]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let next = AtomicUsize::new(0);
-    let failed = Mutex::new(Vec::new());
+    let (failed, running) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
+    let (over, watch) = mpsc::channel::<()>();
     thread::scope(|scope| {
+        // A test may wait in the kernel for something that never comes, where no panic reaches it.
+        let running = &running;
+        scope.spawn(move || {
+            while watch.recv_timeout(Duration::from_secs(1)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let running = running.lock().expect("no panic");
+                if let Some((name, _)) = running.iter().find(|(_, begun): &(_, &Instant)| begun.elapsed() > LIMIT) {
+                    println!("test {name} ... FAILED: it hangs for {LIMIT:?}");
+                    std::process::exit(1);
+                }
+            }
+        });
+        // Dropped when the last of them has ended.
+        let over = Arc::new(over);
         // Most of the time they wait.
         for _ in 0..6.min(tests.len()) {
-            scope.spawn(|| {
+            let over = Arc::clone(&over);
+            let (next, tests, failed) = (&next, &tests, &failed);
+            scope.spawn(move || {
+                let _over = over;
                 while let Some((name, test)) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let begun = Instant::now();
+                    running.lock().expect("no panic").insert(*name, begun);
                     let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+                    running.lock().expect("no panic").remove(name);
                     println!("test {name} ... {} ({:.1?})", if passed { "ok" } else { "FAILED" }, begun.elapsed());
                     if !passed {
                         failed.lock().expect("no panic").push(*name);
