@@ -225,32 +225,46 @@ impl Check {
 /// A [`Hasher`] on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct HashThread {
-    queue: Option<SyncSender<Bytes>>,
+    queue: Option<SyncSender<Vec<Bytes>>>,
+    /// What is not in the queue yet; the thread is woken for a piece of [`limits::PIECE_BYTES`], not for each of many small ones.
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
     thread: Option<JoinHandle<Digest>>,
 }
 
 impl HashThread {
     /// Starts the thread.
     pub(crate) fn start(algorithm: Algorithm) -> io::Result<Self> {
-        let (queue, pieces) = sync_channel::<Bytes>(limits::HASH_QUEUE_PIECES);
+        let (queue, pieces) = sync_channel::<Vec<Bytes>>(limits::HASH_QUEUE_PIECES);
         let thread = std::thread::Builder::new().name("kitfs-hash".into()).spawn(move || {
             let mut hasher = Hasher::new(algorithm);
-            pieces.iter().for_each(|piece| hasher.update(&piece));
+            pieces.iter().flatten().for_each(|piece| hasher.update(&piece));
             hasher.finish()
         })?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
+        Ok(Self { queue: Some(queue), gathered: Vec::new(), gathered_bytes: 0, thread: Some(thread) })
     }
 
     /// Adds `bytes`; waits while the queue is full.
     pub(crate) fn update(&mut self, bytes: Bytes) {
+        self.gathered_bytes += bytes.len();
+        self.gathered.push(bytes);
+        if self.gathered_bytes >= limits::PIECE_BYTES || self.gathered.len() >= limits::BATCH_PIECES {
+            self.pass_on();
+        }
+    }
+
+    fn pass_on(&mut self) {
+        let gathered = std::mem::take(&mut self.gathered);
+        self.gathered_bytes = 0;
         // The other end is gone only if the thread panicked, which `finish` passes on.
         if let Some(queue) = &self.queue {
-            let _ = queue.send(bytes);
+            let _ = queue.send(gathered);
         }
     }
 
     /// The digest of everything that was added.
     pub(crate) fn finish(mut self) -> Digest {
+        self.pass_on();
         self.queue = None;
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(digest)) => digest,

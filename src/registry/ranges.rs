@@ -4,14 +4,17 @@
 //! The range that is next never waits for that budget (it has a small allowance of its own), so that streams cannot block each other.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, LazyLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{poll, stream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout_at;
 
 use super::endpoint::Endpoint;
 use super::piece::{End, Piece, Stop};
@@ -46,7 +49,7 @@ static REORDER: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::
 
 /// The blob's bytes from `from` on. Dropping the stream ends its requests.
 pub(super) fn blob(endpoint: Arc<Endpoint>, digest: Digest, size: u64, from: u64, cut: Cut) -> BlobStream {
-    let fetch = Fetch { endpoint, digest, size, cut, state: State::Start(from) };
+    let fetch = Fetch { endpoint, digest, size, cut, state: State::Start(from), ready: VecDeque::new() };
     Box::pin(stream::unfold(fetch, |mut fetch| async move {
         let item = fetch.next().await?;
         Some((item.map(Unverified::new), fetch))
@@ -59,18 +62,13 @@ struct Fetch {
     size: u64,
     cut: Cut,
     state: State,
+    /// What came with the last batch and is handed out next.
+    ready: VecDeque<Bytes>,
 }
 
 enum State {
     Start(u64),
-    /// The first range, of which is measured how long it is waited for.
-    First {
-        piece: Box<Piece>,
-        begun: Instant,
-        waited: Duration,
-    },
-    One(Box<Piece>),
-    Many(Lanes),
+    Running(Lanes),
     Done,
 }
 
@@ -79,10 +77,19 @@ struct Lanes {
     lanes: VecDeque<Lane>,
     /// Ends the fetches when it is dropped.
     tasks: JoinSet<()>,
-    /// The offset at which the next lane begins; `None` when the last one has begun.
-    next: Option<u64>,
+    next: Next,
     /// For the lane that is next in order.
     allowance: Arc<Semaphore>,
+}
+
+/// What is fetched beside the lanes that there are.
+enum Next {
+    /// Nothing: they reach to the end.
+    Nothing,
+    /// That depends on how long the first range is waited for.
+    Measured { begun: Instant, waited: Duration },
+    /// Ranges, from this offset on.
+    Ranges(u64),
 }
 
 struct Lane {
@@ -93,80 +100,77 @@ struct Lane {
 }
 
 enum Event {
-    Bytes(Bytes, OwnedSemaphorePermit),
+    Bytes(Batch),
     End { at: u64 },
     Stop(Stop),
+}
+
+/// Pieces that came one after the other, and the room that they take. Each time one thread
+/// wakes another for it, so it is done for many at once.
+struct Batch {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    /// When it is handed over at the latest.
+    due: Instant,
+    room: Vec<OwnedSemaphorePermit>,
 }
 
 impl Fetch {
     async fn next(&mut self) -> Option<Result<Bytes, SourceError>> {
         loop {
-            match &mut self.state {
+            if let Some(bytes) = self.ready.pop_front() {
+                return Some(Ok(bytes));
+            }
+            let lanes = match &mut self.state {
                 State::Done => return None,
                 State::Start(from) => {
                     let from = *from;
                     if let Err(error) = self.start(from).await {
                         return self.fail(error);
                     }
+                    continue;
                 }
-                State::First { piece, begun, waited } => {
-                    let asked = Instant::now();
-                    let came = piece.next().await;
-                    *waited += asked.elapsed();
-                    match came {
-                        Ok(Some(bytes)) => return Some(Ok(bytes)),
-                        // The registry's blob ends before its descriptor says, consistently; the check will say so.
-                        Ok(None) if matches!(piece.end(), End::Before(end) if piece.at() < end) => self.state = State::Done,
-                        Ok(None) => {
-                            let at = piece.at();
-                            let starved =
-                                waited.as_secs_f64() * 100.0 >= begun.elapsed().as_secs_f64() * f64::from(self.cut.starved_percent);
-                            tracing::debug!(blob = %self.digest, ?waited, all = ?begun.elapsed(), starved, "first range");
-                            self.state = if starved { State::Many(Lanes::from(at)) } else { State::One(self.rest(at)) };
-                        }
-                        Err(Stop::NoRanges) => {
-                            let at = piece.at();
-                            self.state = State::One(self.rest(at));
-                        }
-                        Err(Stop::Error(error)) => return self.fail(error),
-                    }
+                State::Running(lanes) => lanes,
+            };
+            lanes.fill(&self.endpoint, self.digest, self.size, self.cut);
+            let Some(lane) = lanes.lanes.front_mut() else {
+                self.state = State::Done;
+                continue;
+            };
+            let asked = Instant::now();
+            let event = lane.events.recv().await;
+            if let Next::Measured { waited, .. } = &mut lanes.next {
+                *waited += asked.elapsed();
+            }
+            match event {
+                Some(Event::Bytes(batch)) => {
+                    lane.start += batch.bytes as u64;
+                    self.ready = batch.pieces.into();
                 }
-                State::One(piece) => match piece.next().await {
-                    Ok(Some(bytes)) => return Some(Ok(bytes)),
-                    Ok(None) => self.state = State::Done,
-                    // It goes to the end of the blob, so it is never bounded.
-                    Err(Stop::NoRanges) => {
-                        let at = piece.at();
-                        self.state = State::One(self.rest(at));
-                    }
-                    Err(Stop::Error(error)) => return self.fail(error),
-                },
-                State::Many(lanes) => {
-                    lanes.fill(&self.endpoint, self.digest, self.size, self.cut);
-                    let Some(lane) = lanes.lanes.front_mut() else {
-                        self.state = State::Done;
-                        continue;
-                    };
-                    match lane.events.recv().await {
-                        Some(Event::Bytes(bytes, _permit)) => {
-                            lane.start += bytes.len() as u64;
-                            return Some(Ok(bytes));
-                        }
-                        // The registry's blob ends before its descriptor says, consistently; the check will say so.
-                        Some(Event::End { at }) if matches!(lane.end, End::Before(end) if at < end) => self.state = State::Done,
-                        Some(Event::End { .. }) => lanes.advance(),
-                        // It answered a range before and ignores one now: go on with one request, from where we are.
-                        Some(Event::Stop(Stop::NoRanges)) => {
-                            let at = lane.start;
-                            self.state = State::One(self.rest(at));
-                        }
-                        Some(Event::Stop(Stop::Error(error))) => return self.fail(error),
-                        None => {
-                            let reason = "the fetch ended unexpectedly".to_owned();
-                            let error = self.endpoint.unavailable(&format!("blob {}", self.digest), reason, None);
-                            return self.fail(error);
+                // The registry's blob ends before its descriptor says, consistently; the check will say so.
+                Some(Event::End { at }) if matches!(lane.end, End::Before(end) if at < end) => self.state = State::Done,
+                Some(Event::End { at }) => {
+                    lanes.lanes.pop_front();
+                    if let Next::Measured { begun, waited } = lanes.next {
+                        let starved = waited.as_secs_f64() * 100.0 >= begun.elapsed().as_secs_f64() * f64::from(self.cut.starved_percent);
+                        tracing::debug!(blob = %self.digest, ?waited, all = ?begun.elapsed(), starved, "first range");
+                        lanes.next = if starved { Next::Ranges(at) } else { Next::Nothing };
+                        if !starved {
+                            lanes.run(rest(&self.endpoint, self.digest, self.size, at));
                         }
                     }
+                    lanes.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
+                }
+                // It answered a range before and ignores one now: go on with one request, from where we are.
+                Some(Event::Stop(Stop::NoRanges)) => {
+                    let piece = rest(&self.endpoint, self.digest, self.size, lane.start);
+                    self.state = State::Running(Lanes::of(piece, Next::Nothing));
+                }
+                Some(Event::Stop(Stop::Error(error))) => return self.fail(error),
+                None => {
+                    let reason = "the fetch ended unexpectedly".to_owned();
+                    let error = self.endpoint.unavailable(&format!("blob {}", self.digest), reason, None);
+                    return self.fail(error);
                 }
             }
         }
@@ -179,30 +183,22 @@ impl Fetch {
             return Ok(());
         }
         if self.size - from <= self.cut.bytes || self.cut.connections < 2 {
-            self.state = State::One(self.rest(from));
+            self.state = State::Running(Lanes::of(rest(&self.endpoint, self.digest, self.size, from), Next::Nothing));
             return Ok(());
         }
         // The first answer tells whether there are ranges to be had.
-        let end = End::Before(from + self.cut.bytes);
-        let mut first = Box::new(Piece::new(Arc::clone(&self.endpoint), self.digest, self.size, from, end));
-        let ranged = first.begin().await?;
-        self.state = if ranged && self.cut.starved_percent == 0 {
-            let mut lanes = Lanes::from(from + self.cut.bytes);
-            lanes.run(first);
-            lanes.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
-            State::Many(lanes)
-        } else if ranged {
-            State::First { piece: first, begun: Instant::now(), waited: Duration::ZERO }
-        } else {
+        let end = from + self.cut.bytes;
+        let mut first = Box::new(Piece::new(Arc::clone(&self.endpoint), self.digest, self.size, from, End::Before(end)));
+        let next = if !first.begin().await? {
             first.until_the_end();
-            State::One(first)
+            Next::Nothing
+        } else if self.cut.starved_percent == 0 {
+            Next::Ranges(end)
+        } else {
+            Next::Measured { begun: Instant::now(), waited: Duration::ZERO }
         };
+        self.state = State::Running(Lanes::of(first, next));
         Ok(())
-    }
-
-    /// All that is left from `at` on, by one request.
-    fn rest(&self, at: u64) -> Box<Piece> {
-        Box::new(Piece::new(Arc::clone(&self.endpoint), self.digest, self.size, at, End::Blob))
     }
 
     fn fail(&mut self, error: SourceError) -> Option<Result<Bytes, SourceError>> {
@@ -211,10 +207,19 @@ impl Fetch {
     }
 }
 
+/// All that is left from `at` on, by one request.
+fn rest(endpoint: &Arc<Endpoint>, digest: Digest, size: u64, at: u64) -> Box<Piece> {
+    Box::new(Piece::new(Arc::clone(endpoint), digest, size, at, End::Blob))
+}
+
 impl Lanes {
-    fn from(at: u64) -> Self {
+    /// One lane, which is next in order.
+    fn of(piece: Box<Piece>, next: Next) -> Self {
         let allowance = Arc::new(Semaphore::new((limits::IN_ORDER_BYTES / PERMIT_BYTES) as usize));
-        Self { lanes: VecDeque::new(), tasks: JoinSet::new(), next: Some(at), allowance }
+        let mut lanes = Self { lanes: VecDeque::new(), tasks: JoinSet::new(), next, allowance };
+        lanes.run(piece);
+        lanes.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
+        lanes
     }
 
     /// Begins as many lanes as there is room for.
@@ -223,12 +228,17 @@ impl Lanes {
         let none = self.lanes.is_empty();
         // Twice as many as are fetched at once: those that are complete wait for their turn.
         while self.tasks.len() < cut.connections && self.lanes.len() < 2 * cut.connections {
-            let Some(start) = self.next else { break };
-            let (end, next) = match start.checked_add(cut.bytes) {
-                Some(end) if end < size => (End::Before(end), Some(end)),
-                _ => (End::Blob, None),
+            let Next::Ranges(start) = self.next else { break };
+            let end = match start.checked_add(cut.bytes) {
+                Some(end) if end < size => {
+                    self.next = Next::Ranges(end);
+                    End::Before(end)
+                }
+                _ => {
+                    self.next = Next::Nothing;
+                    End::Blob
+                }
             };
-            self.next = next;
             self.run(Box::new(Piece::new(Arc::clone(endpoint), digest, size, start, end)));
         }
         if none {
@@ -242,12 +252,6 @@ impl Lanes {
         self.lanes.push_back(Lane { start: piece.at(), end: piece.end(), events, is_next });
         self.tasks.spawn(pump(piece, sender, next, Arc::clone(&self.allowance)));
     }
-
-    /// The first lane is done.
-    fn advance(&mut self) {
-        self.lanes.pop_front();
-        self.lanes.front_mut().into_iter().for_each(Lane::is_next_now);
-    }
 }
 
 impl Lane {
@@ -256,22 +260,65 @@ impl Lane {
     }
 }
 
+impl Batch {
+    fn new() -> Self {
+        Self { pieces: Vec::new(), bytes: 0, due: Instant::now() + Duration::from_millis(limits::BATCH_MS), room: Vec::new() }
+    }
+
+    /// Hands over what there is, and begins anew. False if nobody listens any more.
+    fn hand_over(&mut self, events: &UnboundedSender<Event>) -> bool {
+        self.pieces.is_empty() || events.send(Event::Bytes(std::mem::replace(self, Self::new()))).is_ok()
+    }
+}
+
 /// Reads a piece as fast as there is room for it.
 async fn pump(mut piece: Box<Piece>, events: UnboundedSender<Event>, mut next: watch::Receiver<bool>, allowance: Arc<Semaphore>) {
+    let mut batch = Batch::new();
     loop {
-        let event = match piece.next().await {
+        let came = {
+            let mut coming = pin!(piece.next());
+            // What is here does not wait for what is slow.
+            match timeout_at(batch.due.into(), &mut coming).await {
+                Ok(came) => came,
+                Err(_) => {
+                    if !batch.hand_over(&events) {
+                        return;
+                    }
+                    coming.await
+                }
+            }
+        };
+        let last = match came {
             Ok(Some(bytes)) => {
-                let Some(permit) = room(bytes.len() as u64, &mut next, &allowance).await else { return };
-                Event::Bytes(bytes, permit)
+                if batch.pieces.is_empty() {
+                    batch.due = Instant::now() + Duration::from_millis(limits::BATCH_MS);
+                }
+                let permit = {
+                    let mut room = pin!(room(bytes.len() as u64, &mut next, &allowance));
+                    match poll!(&mut room) {
+                        Poll::Ready(permit) => permit,
+                        // The room that is waited for may be what the batch takes.
+                        Poll::Pending if batch.hand_over(&events) => room.await,
+                        Poll::Pending => return,
+                    }
+                };
+                let Some(permit) = permit else { return };
+                batch.bytes += bytes.len();
+                batch.pieces.push(bytes);
+                batch.room.push(permit);
+                if (batch.bytes >= limits::BATCH_BYTES || batch.pieces.len() >= limits::BATCH_PIECES) && !batch.hand_over(&events) {
+                    return;
+                }
+                continue;
             }
             Ok(None) => Event::End { at: piece.at() },
             Err(stop) => Event::Stop(stop),
         };
-        let last = !matches!(event, Event::Bytes(..));
-        // Nobody listens any more, or there is no more to say.
-        if events.send(event).is_err() || last {
-            return;
+        // Nobody may listen any more.
+        if batch.hand_over(&events) {
+            let _ = events.send(last);
         }
+        return;
     }
 }
 
