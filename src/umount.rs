@@ -237,7 +237,15 @@ fn ask(mount: &MountDir, record: &MountRecord, entry: &MountEntry, lazy: bool) -
         write_line(&stream, &Request::Umount { lazy })?;
         read_line(&stream, UMOUNT_ANSWER_LIMIT)
     };
-    match asked() {
+    let mut answer = asked();
+    if let Ok(Response::Busy) = answer {
+        match busy(entry) {
+            // Whoever held it was gone when it was looked for, as a process is that had a file of the mount open between fork and exec.
+            UmountError::Busy { holders, mounts, .. } if holders.is_empty() && mounts.is_empty() => answer = asked(),
+            held => return Err(held),
+        }
+    }
+    match answer {
         Ok(Response::Done) => {
             gone(entry)?;
             if !lazy {
@@ -481,6 +489,29 @@ mod tests {
         assert!(matches!(remaining.as_slice(), [(path, Ok(()))] if *path == place), "{remaining:?}");
         assert_eq!(mountinfo::at(&place).expect("readable"), None);
         assert!(umount_all(false, &run).expect("listed").is_empty());
+    }
+
+    #[test]
+    fn a_mount_that_nobody_holds_any_more_is_asked_for_again() {
+        let (home, run) = run_dir();
+        let place = home.path().canonicalize().expect("path").join("kit");
+        std::fs::create_dir(&place).expect("folder");
+        let Some((entry, _device)) = pretended(&place) else { return };
+        let (mount, _alive) = run.create("1").expect("made");
+        mount.write_record(&record(&mount, &entry)).expect("written");
+        let (at, id, asked) = (place.clone(), entry.mount_id, std::sync::atomic::AtomicU32::new(0));
+        serve(listen(&mount).expect("socket"), move |Request::Umount { lazy }| {
+            match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                0 => Response::Busy,
+                _ => match detach(&at, id, lazy).expect("no error") {
+                    Detached::Done => Response::Done,
+                    other => Response::Failed { message: format!("{other:?}") },
+                },
+            }
+        })
+        .expect("thread");
+        umount(&place, false, &run).expect("taken down");
+        assert_eq!(mountinfo::at(&place).expect("readable"), None);
     }
 
     #[test]

@@ -31,9 +31,9 @@ pub(super) struct Job {
     pub(super) store: Arc<Inner>,
     pub(super) spec: LayerSpec,
     pub(super) dir: Dir,
-    /// `visible`, locked for as long as the job lasts.
-    pub(super) _lock: File,
     pub(super) how: How,
+    /// `visible`, locked for as long as the job lasts. The last to be closed: who gets the lock finds nothing else of the job open.
+    pub(super) _lock: File,
 }
 
 /// How it is made sure that what is on disk is what was verified.
