@@ -411,6 +411,20 @@ pub(crate) mod tests {
         #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
         #[test]
+        fn any_text_is_a_glob_or_an_error_and_any_name_is_held_against_it(
+            text in prop_oneof!["[ab*?/\\[\\]{}!,^\\\\-]{0,12}", any::<String>()],
+            name in prop::collection::vec(any::<u8>(), 0..8),
+        ) {
+            if let Ok(glob) = text.parse::<Glob>() {
+                prop_assert_eq!(String::from(glob.clone()), text);
+                let globs = Globs::new(vec![glob.clone()], vec![glob]);
+                let reach = globs.step(&globs.step(&globs.root(), &name), b"a");
+                // What is included and excluded is excluded.
+                prop_assert!(!globs.shows(&reach, false) && !globs.shows(&reach, true));
+            }
+        }
+
+        #[test]
         fn a_glob_means_what_it_means_in_a_gitignore(text in glob(), on in names(), folder in any::<bool>()) {
             let expected = ignored(&text, &on, folder);
             let ours = globs(&[], &[&text]);

@@ -26,6 +26,7 @@ crate::in_both_modes!(
     a_kit_from_a_layout_shows_its_tree,
     a_kit_of_a_later_stage_is_refused_or_right,
     a_file_in_two_layers_refuses_the_kit_whichever_came_first,
+    a_blob_in_three_places_comes_once,
     a_hostile_kit_does_no_harm_from_a_registry,
     a_hostile_kit_does_no_harm_from_a_layout,
 );
@@ -108,6 +109,27 @@ fn a_file_in_two_layers_refuses_the_kit_whichever_came_first(mode: Mode) {
             assert!(read(&mount.path(file)).is_ok(), "{file}");
         }
     }
+}
+
+fn a_blob_in_three_places_comes_once(mode: Mode) {
+    let (host, registry) = (Host::new(mode), Registry::start());
+    let case = case("kits/era-0.4.0-one-blob-three-places");
+    let mount = host.mount(&case.serve(&registry));
+    let status = mount.status();
+    let sets: Vec<_> = status["layers"].as_array().expect("layers").iter().filter(|layer| layer["path"] != "m.bin").cloned().collect();
+    assert_eq!(sets.len(), 3);
+    let (digest, size) = (sets[0]["digest"].as_str().expect("a digest").to_owned(), sets[0]["size"].as_u64().expect("a size"));
+    assert!(sets.iter().all(|layer| layer["digest"] == *digest));
+    let paths = ["green/set/rows.csv", "blue/nested/set/rows.csv", "red/set/rows.csv"].map(|path| mount.path(path));
+    within(LIMIT, "reading in three places", move || {
+        let open = paths.each_ref().map(|path| fs::File::open(path).expect("readable"));
+        let read = paths.each_ref().map(|path| fs::read(path).expect("readable"));
+        assert!(read[0].len() == 900 && read.iter().all(|content| *content == read[0]));
+        use std::os::unix::fs::MetadataExt as _;
+        let inodes: std::collections::BTreeSet<u64> = open.iter().map(|file| file.metadata().expect("open").ino()).collect();
+        assert_eq!(inodes.len(), 3, "they are three files");
+    });
+    assert_eq!(registry.sent(&digest), size);
 }
 
 fn a_hostile_kit_does_no_harm_from_a_registry(mode: Mode) {
