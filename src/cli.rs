@@ -27,7 +27,7 @@ use crate::oci::Reference;
 use crate::resolve::{self, Pinned, PinnedBy};
 use crate::source::SourceOptions;
 use crate::store::Store;
-use args::{Cli, Command, Sources};
+use args::{Cli, Command, Sources, Wanted};
 use error::CliError;
 use report::Exit;
 
@@ -93,10 +93,15 @@ impl Session {
         })
     }
 
-    /// Resolves a reference, and says so if the answer is an old one.
-    fn resolve(&self, text: &str) -> Result<Pinned, CliError> {
+    /// Resolves a reference and leaves of the kit what is wanted, and says so if the answer is an old one.
+    fn resolve(&self, text: &str, wanted: &Wanted) -> Result<Pinned, CliError> {
         let reference = reference(text)?;
-        let pinned = resolve::kit(&reference, &self.options, &self.store, self.runtime.handle())?;
+        let mut pinned = resolve::kit(&reference, &self.options, &self.store, self.runtime.handle())?;
+        let layers = pinned.kit.layers.len();
+        pinned.kit = pinned.kit.select(&wanted.selection());
+        if layers > 0 && pinned.kit.layers.is_empty() && pinned.kit.kitfile.is_none() {
+            report::warning(&format!("of {layers} layers of {reference} none is taken: `kitfs inspect` without filters shows their names"));
+        }
         if pinned.pin == PinnedBy::Cache {
             let digest = pinned.manifest.descriptor().digest;
             report::note(&format!("offline: {reference} is taken for {digest}, which it meant when it was last resolved"));

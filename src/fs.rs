@@ -126,19 +126,14 @@ impl Fs {
         ended: Ended,
         agree: Agree,
     ) -> Result<Arc<Self>, TreeError> {
-        let places = kit.layers.iter().map(|layer| Place {
-            digest: layer.spec.descriptor.digest,
-            path: layer.path.clone(),
-            prefix: layer.prefix.clone(),
-        });
-        let tree = Tree::new(places.collect(), kit.kitfile.len() as u64)?;
+        let tree = tree(kit)?;
         let layers = kit.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
         let is_model = |kind: &LayerKind| matches!(kind, LayerKind::Model | LayerKind::ModelPart);
         let model = (1..).zip(&kit.layers).filter(|(_, layer)| prefetch_model && is_model(&layer.kind)).map(|(slot, _)| slot).collect();
         let created = kit.created.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs() as i64);
         let fs = Arc::new(Self {
             tree,
-            kitfile: kit.kitfile.clone(),
+            kitfile: kit.kitfile.clone().unwrap_or_default(),
             reference,
             digest: kit.manifest.digest,
             layers,
@@ -539,8 +534,10 @@ impl Fs {
     }
 
     fn end(&self, slot: u16, outcome: Result<(), Errno>) {
+        let group = self.tree.group_of(slot);
+        self.tree.note_failing(group, outcome.is_err());
         (self.ended)(Need::Content(slot), outcome);
-        (self.ended)(Need::Names(self.tree.group_of(slot)), outcome);
+        (self.ended)(Need::Names(group), outcome);
     }
 
     /// A group whose layers are what their digests say, but do not fit into this kit.
@@ -572,6 +569,17 @@ impl std::fmt::Debug for Fs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Fs").field("reference", &self.reference).field("digest", &self.digest).finish_non_exhaustive()
     }
+}
+
+/// The tree of a kit, none of whose layers is known yet.
+pub fn tree(kit: &Kit) -> Result<Tree, TreeError> {
+    let places = kit.layers.iter().map(|layer| Place {
+        digest: layer.spec.descriptor.digest,
+        path: layer.path.clone(),
+        prefix: layer.prefix.clone(),
+        size: layer.spec.descriptor.size,
+    });
+    Tree::new(places.collect(), kit.kitfile.as_ref().map(|kitfile| kitfile.len() as u64), kit.shown.clone())
 }
 
 /// What a reader gets for each kind of failure. Damage, refusals and the network are all EIO: the reader can do nothing about any of them,

@@ -5,7 +5,9 @@
 //! are not mounted yet are recognised and refused by name ([`NotYet`]). What is *in* a layer is for [`crate::store`] and the tree.
 
 pub(crate) mod config;
+mod legacy;
 mod media;
+mod select;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
@@ -14,6 +16,7 @@ use bytes::Bytes;
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
+use crate::filter::Shown;
 use crate::kitfile;
 use crate::layer::{Archive, Compression, LayerSpec};
 use crate::limits;
@@ -35,8 +38,10 @@ pub struct Kit {
     pub manifest: Descriptor,
     /// The layers that are placed, in the manifest's order.
     pub layers: Vec<KitLayer>,
-    /// The bytes of the generated [`KITFILE`].
-    pub kitfile: Bytes,
+    /// The bytes of the generated [`KITFILE`], if it shows.
+    pub kitfile: Option<Bytes>,
+    /// What shows of the layers.
+    pub shown: Shown,
     /// When the kit was packed, if the manifest says so.
     pub created: Option<SystemTime>,
     /// The version of kit that packed it, if the manifest says so.
@@ -62,6 +67,8 @@ pub struct KitLayer {
     pub prefix: RelPath,
     /// The name that the Kitfile gives it.
     pub name: Option<String>,
+    /// The path as it is spelled there, or in the annotation that places the layer.
+    pub spelled: String,
 }
 
 /// What a kit uses a layer for.
@@ -164,6 +171,19 @@ pub enum KitError {
         /// Which entry.
         at: String,
     },
+    /// The config of a kit before 0.5 has more entries of a kind than there are layers, or fewer.
+    #[error(
+        "config and manifest disagree: the manifest has {layers} {kind} layers, the config has {entries} {kind} entries, and in a kit from before \
+         0.5 only their order says which belong together"
+    )]
+    Numbers {
+        /// Which kind.
+        kind: LayerKind,
+        /// How many layers of it there are.
+        layers: usize,
+        /// How many entries of it there are.
+        entries: usize,
+    },
     /// A layer that the config or an annotation places is of a kind that has no meaning in a kit.
     #[error("the layer {digest} is of the unknown media type `{media_type}`")]
     UnknownLayer {
@@ -200,9 +220,6 @@ pub enum NotYet {
     /// `application/vnd.cncf.model.*`, or the older `application/vnd.cnai.model.*`.
     #[error("this is a ModelPack artifact (`{0}`), which this version of kitfs does not mount")]
     ModelPack(String),
-    /// Packed before kit 0.5.
-    #[error("this kit was packed by a version of kit before 0.5 (its config names no digests), which this version of kitfs does not mount")]
-    Legacy,
     /// A layer that is one bare file.
     #[error("the layer {0} is a raw file and no tar, which this version of kitfs does not mount")]
     Raw(Digest),
@@ -221,13 +238,15 @@ impl Kit {
         recognise(&document)?;
         check_config(&document, config.descriptor())?;
         let config = Config::parse(config)?;
-        let entries = entries(&config)?;
-        let (layers, unplaced) = place(&document, entries)?;
+        let raw = raw_entries(&config);
+        let (layers, unplaced) =
+            if legacy::is_legacy(&raw) { legacy::place(&document, &raw)? } else { place(&document, entries(&config)?)? };
         let annotation = |key: &str| document.annotations.get(key).filter(|text| !text.is_empty());
         Ok(Self {
             manifest: manifest.descriptor().clone(),
             layers,
-            kitfile: kitfile::render(&config),
+            kitfile: Some(kitfile::render(&config)),
+            shown: Shown::default(),
             created: annotation("org.opencontainers.image.created")
                 .and_then(|text| text.parse::<jiff::Timestamp>().ok())
                 .and_then(|time| SystemTime::try_from(time).ok()),
@@ -311,6 +330,7 @@ struct Entry {
     kind: LayerKind,
     path: RelPath,
     name: Option<String>,
+    spelled: String,
     digest: Digest,
     diff_id: Option<Digest>,
 }
@@ -361,15 +381,13 @@ fn entries(config: &Config) -> Result<Vec<Entry>, KitError> {
     }
     let raw = raw_entries(config);
     let bodies = || raw.iter().filter(|entry| !entry.bodiless || entry.content.digest.is_some());
-    if bodies().next().is_some() && bodies().all(|entry| entry.content.digest.is_none()) {
-        return Err(NotYet::Legacy.into());
-    }
     bodies()
         .map(|Raw { at, kind, path, name, content, .. }| {
             let digest = content.digest.ok_or_else(|| KitError::Mixed { at: at.clone() })?;
+            let spelled = (*path).to_owned();
             let path = declared(&format!("the config's `{at}`"), path)?;
             let name = Some(*name).filter(|name| !name.is_empty()).map(str::to_owned);
-            Ok(Entry { at: at.clone(), kind: *kind, path, name, digest, diff_id: content.diff_id })
+            Ok(Entry { at: at.clone(), kind: *kind, path, name, spelled, digest, diff_id: content.diff_id })
         })
         .collect()
 }
@@ -397,9 +415,9 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
             _ => media.kind,
         };
         let entry = open.get_mut(&(descriptor.digest, kind.name())).and_then(VecDeque::pop_front);
-        let (path, name, diff_id) = match (entry, annotated) {
-            (Some(entry), _) => (entry.path, entry.name, entry.diff_id),
-            (None, Some(path)) => (declared(&format!("the manifest's `layers[{position}]`"), path)?, None, None),
+        let (path, name, spelled, diff_id) = match (entry, annotated) {
+            (Some(entry), _) => (entry.path, entry.name, entry.spelled, entry.diff_id),
+            (None, Some(path)) => (declared(&format!("the manifest's `layers[{position}]`"), path)?, None, path.clone(), None),
             (None, None) => {
                 unplaced.push(descriptor.clone());
                 continue;
@@ -407,7 +425,7 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
         };
         let (archive, compression) = mountable(descriptor, media)?;
         let spec = LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression };
-        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name });
+        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, spelled });
     }
     if let Some(entry) = open.into_values().flatten().next() {
         return Err(KitError::NoSuchLayer { at: entry.at, digest: entry.digest, kind: entry.kind });

@@ -30,6 +30,7 @@ pub mod detach;
 pub mod digest;
 pub mod failure;
 pub mod fetch;
+pub mod filter;
 #[cfg(test)]
 mod fixtures;
 pub mod fs;

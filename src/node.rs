@@ -59,7 +59,7 @@ impl NodeId {
         (self.0 >> (ENTRY_BITS + SLOT_BITS)) as u32
     }
 
-    /// The number that `stat` shows: the same for a path in every mount of the digest, whatever the incarnation.
+    /// The number that `stat` shows: the same for a path in every mount of the digest with the same filters, whatever the incarnation.
     pub fn inode(self) -> u64 {
         self.0 & ((1 << (ENTRY_BITS + SLOT_BITS)) - 1)
     }

@@ -14,6 +14,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::filter::Selection;
 use crate::limits::PLAN_BYTES;
 use crate::source::SourceOptions;
 
@@ -44,6 +45,9 @@ pub struct MountPlan {
     pub no_passthrough: bool,
     /// What is fetched before anybody asks.
     pub prefetch: Prefetch,
+    /// What of the kit shows.
+    #[serde(default)]
+    pub selection: Selection,
     /// How the registry is spoken to.
     pub access: SourceOptions,
     /// The manifest.

@@ -12,17 +12,21 @@
 
 mod check;
 mod listing;
+mod sight;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slotted;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::digest::Digest;
+use crate::filter::Shown;
 use crate::index::{Index, IndexError, Kind};
 use crate::node::{NodeId, SLOTS_MAX};
 use crate::path::RelPath;
+use sight::{Sight, Standing};
 
 /// Where a layer's files stand in the mount.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub struct Place {
     pub path: RelPath,
     /// What is put before every name in the archive.
     pub prefix: RelPath,
+    /// Bytes of the layer: what it costs to know more.
+    pub size: u64,
 }
 
 /// A set of layers with the same declared path, by its number.
@@ -173,7 +179,9 @@ pub struct Tree {
     groups: Vec<GroupOf>,
     /// For each layer the group it belongs to.
     members: Vec<(Group, Place)>,
-    kitfile_size: u64,
+    /// `None` if the generated Kitfile does not show.
+    kitfile_size: Option<u64>,
+    shown: Shown,
 }
 
 #[derive(Debug)]
@@ -187,6 +195,16 @@ struct Anchor {
     owner: Option<Group>,
     /// Rank among the anchors that no layer declares.
     unowned: usize,
+    /// The first slot with a layer whose names begin in or below this folder, so that unpacking it makes the folder.
+    made_by: Option<u16>,
+    /// Nothing at or below it can show, whatever there is.
+    left_out: bool,
+    /// All of the declared path shows.
+    taken: bool,
+    /// All of a declared path below it shows, so that it does, too.
+    taken_below: bool,
+    /// How it stands, once that is known for good. Only used if there are globs.
+    settled: OnceLock<Standing>,
 }
 
 #[derive(Debug)]
@@ -195,6 +213,10 @@ struct GroupOf {
     anchor: usize,
     /// Slots of the members, in manifest order.
     slots: Vec<u16>,
+    /// Bytes of all members.
+    size: u64,
+    /// The last attempt to have it failed.
+    failing: AtomicBool,
     known: OnceLock<Indexed>,
 }
 
@@ -204,6 +226,8 @@ struct Indexed {
     indexes: Vec<Index>,
     /// For the group's anchor and those below it that the group owns: the entry in each member's index, if it has one.
     entries: BTreeMap<usize, Vec<Option<u32>>>,
+    /// What shows of them; `None` if everything does.
+    sight: Option<Sight>,
 }
 
 /// The mode of a folder that no archive describes.
@@ -214,8 +238,9 @@ const KITFILE_MODE: u32 = 0o644;
 pub const KITFILE: &[u8] = b"Kitfile";
 
 impl Tree {
-    /// The tree of a plan's layers, none of them known yet. `places` are in manifest order: the n-th has slot n + 1.
-    pub fn new(places: Vec<Place>, kitfile_size: u64) -> Result<Self, TreeError> {
+    /// The tree of a plan's layers, none of them known yet. `places` are in manifest order: the n-th has slot n + 1. Without a size there is no
+    /// generated Kitfile, and nothing else in its place.
+    pub fn new(places: Vec<Place>, kitfile_size: Option<u64>, shown: Shown) -> Result<Self, TreeError> {
         if places.len() > SLOTS_MAX {
             return Err(TreeError::TooManyLayers(places.len()));
         }
@@ -229,16 +254,24 @@ impl Tree {
             let group = match by_path.entry(place.path.clone()) {
                 Slotted::Occupied(group) => *group.get(),
                 Slotted::Vacant(vacant) => {
-                    groups.push(GroupOf { path: place.path.clone(), anchor: 0, slots: Vec::new(), known: OnceLock::new() });
+                    groups.push(GroupOf {
+                        path: place.path.clone(),
+                        anchor: 0,
+                        slots: Vec::new(),
+                        size: 0,
+                        failing: AtomicBool::new(false),
+                        known: OnceLock::new(),
+                    });
                     *vacant.insert(Group(groups.len() - 1))
                 }
             };
             groups[group.0].slots.push(rank as u16 + 1);
+            groups[group.0].size = groups[group.0].size.saturating_add(place.size);
             members.push((group, place));
         }
 
         let mut paths: BTreeMap<RelPath, usize> = BTreeMap::from([(RelPath::root(), 0)]);
-        for path in by_path.keys() {
+        for path in by_path.keys().chain(&shown.left_out) {
             let mut next = Some(path.clone());
             while let Some(path) = next {
                 next = path.parent();
@@ -259,7 +292,18 @@ impl Tree {
                 anchors[parent].children.push(rank);
             }
             let in_slot_zero = declared.is_none() || path.is_root();
-            anchors.push(Anchor { path: path.clone(), children: Vec::new(), declared, owner, unowned: unowned.len() });
+            anchors.push(Anchor {
+                path: path.clone(),
+                children: Vec::new(),
+                declared,
+                owner,
+                unowned: unowned.len(),
+                made_by: None,
+                left_out: false,
+                taken: false,
+                taken_below: false,
+                settled: OnceLock::new(),
+            });
             if in_slot_zero {
                 unowned.push(rank);
             }
@@ -272,7 +316,39 @@ impl Tree {
             children.sort_by(|a, b| anchors[*a].path.name().cmp(anchors[*b].path.name()));
             anchors[rank].children = children;
         }
-        Ok(Self { anchors, unowned, groups, members, kitfile_size })
+        let mut tree = Self { anchors, unowned, groups, members, kitfile_size, shown };
+        tree.note_what_the_plan_tells();
+        Ok(tree)
+    }
+
+    fn note_what_the_plan_tells(&mut self) {
+        let anchors_of = |tree: &Self, path: &RelPath| -> Vec<usize> {
+            std::iter::successors(Some(path.clone()), RelPath::parent).filter_map(|path| tree.anchor_at(&path)).collect()
+        };
+        for slot in (1..=self.members.len() as u16).rev() {
+            for rank in anchors_of(self, &self.members[usize::from(slot) - 1].1.prefix) {
+                self.anchors[rank].made_by = Some(slot);
+            }
+        }
+        for path in &self.shown.left_out {
+            if let Ok(rank) = self.anchors.binary_search_by(|anchor| anchor.path.cmp(path)) {
+                // Another layer at the same path would have been left out as well.
+                self.anchors[rank].left_out = true;
+            }
+        }
+        for group in 0..self.groups.len() {
+            let path = &self.groups[group].path;
+            if self.shown.globs.takes_all(&self.shown.globs.reach(path)) {
+                let anchor = self.groups[group].anchor;
+                for rank in anchors_of(self, path) {
+                    if rank == anchor {
+                        self.anchors[rank].taken = true;
+                    } else {
+                        self.anchors[rank].taken_below = true;
+                    }
+                }
+            }
+        }
     }
 
     /// All groups, in the order in which the manifest first names them.
@@ -293,7 +369,12 @@ impl Tree {
     /// True if the listing of a folder that other layers stand in depends on this group, so that a mount waits for it.
     pub fn is_shared_directory(&self, group: Group) -> bool {
         let anchor = self.groups[group.0].anchor;
-        anchor == 0 || !self.anchors[anchor].children.is_empty()
+        anchor == 0 || self.anchors[anchor].children.iter().any(|&child| !self.anchors[child].left_out)
+    }
+
+    /// Notes whether a group can be had. What could as well be told by another then waits for that; no answer depends on it.
+    pub fn note_failing(&self, group: Group, failing: bool) {
+        self.groups[group.0].failing.store(failing, Ordering::Relaxed);
     }
 
     /// True if the group's indexes are here.
@@ -328,8 +409,9 @@ impl Tree {
                 self.check_disjoint(group, first, &indexes[first], second, &indexes[second])?;
             }
         }
+        let sight = self.sight(group, &indexes, &entries)?;
         // Two threads may come with the same indexes; the first one's stay, and both are right.
-        let _same = of.known.set(Indexed { indexes, entries });
+        let _same = of.known.set(Indexed { indexes, entries, sight });
         Ok(())
     }
 
@@ -340,7 +422,7 @@ impl Tree {
         if slot == 0 {
             return match (entry as usize).checked_sub(1) {
                 Some(rank) if rank < self.unowned.len() => Ok(Node::Anchor(self.unowned[rank])),
-                Some(rank) if rank == self.unowned.len() => Ok(Node::Kitfile),
+                Some(rank) if rank == self.unowned.len() && self.kitfile_size.is_some() => Ok(Node::Kitfile),
                 _ => Err(unknown),
             };
         }
@@ -385,11 +467,17 @@ impl Tree {
     /// What stands at a node.
     pub fn attributes(&self, node: Node) -> Result<Known<Attributes>, TreeError> {
         match node {
-            Node::Kitfile => Ok(Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size: self.kitfile_size, mtime: 0 })),
+            Node::Kitfile => Ok(match self.kitfile_size {
+                Some(size) => Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size, mtime: 0 }),
+                None => Known::Absent,
+            }),
             Node::Entry { slot, entry } => {
                 let group = self.group_of(slot);
-                let Some(index) = self.index(slot) else { return Ok(Known::Unknown(group)) };
-                Ok(Known::Is(self.shown(slot, index, entry)?))
+                let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Known::Unknown(group)) };
+                if !self.is_in_sight(indexed, slot, entry) {
+                    return Ok(Known::Absent);
+                }
+                Ok(Known::Is(self.attributes_of(slot, &indexed.indexes[self.member(slot)], entry)?))
             }
             Node::Anchor(rank) => self.anchor_attributes(rank),
         }
@@ -408,7 +496,12 @@ impl Tree {
                 let Some(group) = self.anchors[rank].declared else { return Ok(Known::Absent) };
                 let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Known::Unknown(group)) };
                 let Some((slot, entry)) = self.first_entry(group, indexed, rank) else { return Ok(Known::Absent) };
-                let attributes = self.shown(slot, &indexed.indexes[self.member(slot)], entry)?;
+                match self.anchor_in_sight(rank)? {
+                    Known::Is(()) => {}
+                    Known::Absent => return Ok(Known::Absent),
+                    Known::Unknown(group) => return Ok(Known::Unknown(group)),
+                }
+                let attributes = self.attributes_of(slot, &indexed.indexes[self.member(slot)], entry)?;
                 Ok(if attributes.kind == Kind::File { Known::Is(FileAt { slot, entry }) } else { Known::Absent })
             }
         }
@@ -442,12 +535,7 @@ impl Tree {
             Node::Entry { slot, entry } => {
                 let id = NodeId::new(slot, entry, 0);
                 let index = self.index(slot).ok_or(TreeError::NoSuchNode(id))?;
-                let within = index.path(entry).map_err(self.index_error(slot))?;
-                let mut path = self.members[usize::from(slot) - 1].1.prefix.clone();
-                for component in within.components() {
-                    path = path.join(component).map_err(|_| TreeError::NoSuchNode(id))?;
-                }
-                Ok(path)
+                self.path_of(slot, &index.path(entry).map_err(self.index_error(slot))?)
             }
         }
     }
@@ -460,13 +548,12 @@ impl Tree {
                 let group = self.group_of(slot);
                 let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Lookup::Cold(group)) };
                 if indexed.indexes.len() == 1 {
-                    return self.lookup_in(slot, &indexed.indexes[0], entry, name);
+                    return self.lookup_in(slot, indexed, entry, name);
                 }
                 let path = self.path(folder)?;
                 for &slot in &self.groups[group.0].slots {
-                    let index = &indexed.indexes[self.member(slot)];
-                    if let Some(entry) = self.find_in(slot, index, &path)?
-                        && let found @ Lookup::Found(..) = self.lookup_in(slot, index, entry, name)?
+                    if let Some(entry) = self.find_in(slot, &indexed.indexes[self.member(slot)], &path)?
+                        && let found @ Lookup::Found(..) = self.lookup_in(slot, indexed, entry, name)?
                     {
                         return Ok(found);
                     }
@@ -475,6 +562,20 @@ impl Tree {
             }
             Node::Anchor(rank) => self.lookup_in_anchor(rank, name),
         }
+    }
+
+    /// The path in the mount of what stands at `within` in a layer's archive.
+    fn path_of(&self, slot: u16, within: &RelPath) -> Result<RelPath, TreeError> {
+        let mut path = self.members[usize::from(slot) - 1].1.prefix.clone();
+        for component in within.components() {
+            path = path.join(component).map_err(|_| TreeError::NoSuchNode(NodeId::new(slot, 0, 0)))?;
+        }
+        Ok(path)
+    }
+
+    /// True if the globs let an entry show that is no anchor.
+    fn is_in_sight(&self, indexed: &Indexed, slot: u16, entry: u32) -> bool {
+        indexed.sight.as_ref().is_none_or(|sight| sight.shows(self.member(slot), entry))
     }
 
     fn member(&self, slot: u16) -> usize {
@@ -497,6 +598,11 @@ impl Tree {
     }
 
     fn anchor_attributes(&self, rank: usize) -> Result<Known<Attributes>, TreeError> {
+        match self.anchor_in_sight(rank)? {
+            Known::Is(()) => {}
+            Known::Absent => return Ok(Known::Absent),
+            Known::Unknown(group) => return Ok(Known::Unknown(group)),
+        }
         let anchor = &self.anchors[rank];
         let folder = Attributes { kind: Kind::Folder, mode: IMPLIED_MODE, size: 0, mtime: 0 };
         let Some(group) = anchor.owner else { return Ok(Known::Is(folder)) };
@@ -506,23 +612,28 @@ impl Tree {
             return Ok(if certain { Known::Is(folder) } else { Known::Unknown(group) });
         };
         match self.first_entry(group, indexed, rank) {
-            Some((slot, entry)) if rank != 0 => Ok(Known::Is(self.shown(slot, &indexed.indexes[self.member(slot)], entry)?)),
+            // A layer of a kit before 0.5 names no folder above its own, and unpacking it makes them; the first mode wins.
+            Some((slot, _)) if rank != 0 && anchor.made_by.is_some_and(|earlier| earlier < slot) => Ok(Known::Is(folder)),
+            Some((slot, entry)) if rank != 0 => Ok(Known::Is(self.attributes_of(slot, &indexed.indexes[self.member(slot)], entry)?)),
             _ if rank == 0 || !anchor.children.is_empty() => Ok(Known::Is(folder)),
             _ => Ok(Known::Absent),
         }
     }
 
-    fn shown(&self, slot: u16, index: &Index, entry: u32) -> Result<Attributes, TreeError> {
+    fn attributes_of(&self, slot: u16, index: &Index, entry: u32) -> Result<Attributes, TreeError> {
         let entry = index.entry(entry).map_err(self.index_error(slot))?;
         let readable = if entry.kind == Kind::Folder { 0o555 } else { 0o444 };
         let size = if entry.kind == Kind::Folder { 0 } else { entry.size };
         Ok(Attributes { kind: entry.kind, mode: entry.mode & 0o777 | readable, size, mtime: entry.mtime })
     }
 
-    fn lookup_in(&self, slot: u16, index: &Index, folder: u32, name: &[u8]) -> Result<Lookup, TreeError> {
+    fn lookup_in(&self, slot: u16, indexed: &Indexed, folder: u32, name: &[u8]) -> Result<Lookup, TreeError> {
+        let index = &indexed.indexes[self.member(slot)];
         match index.lookup(folder, name).map_err(self.index_error(slot))? {
-            None => Ok(Lookup::Absent),
-            Some(entry) => Ok(Lookup::Found(Node::Entry { slot, entry }, self.shown(slot, index, entry)?)),
+            Some(entry) if self.is_in_sight(indexed, slot, entry) => {
+                Ok(Lookup::Found(Node::Entry { slot, entry }, self.attributes_of(slot, index, entry)?))
+            }
+            _ => Ok(Lookup::Absent),
         }
     }
 
@@ -545,7 +656,7 @@ impl Tree {
         let entries = indexed.entries.get(&rank).map(Vec::as_slice).unwrap_or_default();
         for (&slot, entry) in self.groups[group.0].slots.iter().zip(entries) {
             if let Some(entry) = *entry
-                && let found @ Lookup::Found(..) = self.lookup_in(slot, &indexed.indexes[self.member(slot)], entry, name)?
+                && let found @ Lookup::Found(..) = self.lookup_in(slot, indexed, entry, name)?
             {
                 return Ok(found);
             }

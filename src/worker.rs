@@ -103,7 +103,7 @@ fn serve(
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
     let (manifest, config) = checked(&plan)?;
-    let kit = Kit::plan(&manifest, &config)?;
+    let kit = Kit::plan(&manifest, &config)?.select(&plan.selection);
     let store = Store::open(&plan.cache_dir)?;
 
     let reference: Reference = plan.reference.parse()?;

@@ -16,6 +16,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("reqwest", &["registry"]),
     ("tar", &["archive"]),
     ("flate2", &["inflate"]),
+    ("globset", &["filter"]),
 ];
 
 /// What else only some may write, and all of those that do.
@@ -36,7 +37,8 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("verify", &["descriptor", "digest", "limits"]),
     ("archive", &["index", "limits", "path"]),
     ("index", &["digest", "limits", "path"]),
-    ("tree", &["digest", "index", "node", "path"]),
+    ("filter", &["path"]),
+    ("tree", &["digest", "filter", "index", "node", "path"]),
     ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
     ("wire", &[]),

@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::daemon::SupervisorArgs;
+use crate::filter::{Filter, Glob, Globs, Selection};
 use crate::plan::Prefetch;
 use crate::worker;
 
@@ -20,7 +21,7 @@ References:
 
 Environment:
   Each long option can be given as KITFS_ and its name: KITFS_CACHE_DIR=DIR, KITFS_PLAIN_HTTP=1.
-  Switches take 1, true, yes, on and 0, false, no, off. An option on the command line wins.
+  Switches take 1, true, yes, on and 0, false, no, off. What may be repeated is given one a line. An option on the command line wins.
   NO_COLOR turns colours off; HTTPS_PROXY, HTTP_PROXY and NO_PROXY are followed.
 
 Exit codes:
@@ -86,6 +87,28 @@ pub(crate) struct Sources {
     pub(crate) offline: bool,
 }
 
+/// What of a kit is wanted.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "What of the kit")]
+pub(crate) struct Wanted {
+    /// Take only these layers, as `kit unpack` does: TYPE[,TYPE...][:NAME[,NAME...]] with kitfile, model, datasets, code, prompts, docs,
+    /// mcpservers; may be repeated
+    #[arg(short, long, value_name = "FILTER", env = "KITFS_FILTER", hide_env = true, value_delimiter = '\n')]
+    pub(crate) filter: Vec<Filter>,
+    /// Show only paths that match GLOB, with the rules of .gitignore; may be repeated
+    #[arg(long, value_name = "GLOB", env = "KITFS_INCLUDE", hide_env = true, value_delimiter = '\n')]
+    pub(crate) include: Vec<Glob>,
+    /// Do not show paths that match GLOB; may be repeated
+    #[arg(long, value_name = "GLOB", env = "KITFS_EXCLUDE", hide_env = true, value_delimiter = '\n')]
+    pub(crate) exclude: Vec<Glob>,
+}
+
+impl Wanted {
+    pub(crate) fn selection(&self) -> Selection {
+        Selection { filters: self.filter.clone(), globs: Globs::new(self.include.clone(), self.exclude.clone()) }
+    }
+}
+
 /// Where running mounts are recorded.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
@@ -126,6 +149,8 @@ pub(crate) struct Mount {
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
+    pub(crate) wanted: Wanted,
+    #[command(flatten)]
     pub(crate) sources: Sources,
 }
 
@@ -162,6 +187,8 @@ pub(crate) struct Pull {
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
     #[command(flatten)]
+    pub(crate) wanted: Wanted,
+    #[command(flatten)]
     pub(crate) sources: Sources,
 }
 
@@ -174,6 +201,8 @@ pub(crate) struct Inspect {
     #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) wanted: Wanted,
+    #[command(flatten)]
     pub(crate) sources: Sources,
 }
 
@@ -182,12 +211,14 @@ pub(crate) struct Verify {
     /// The kit whose layers are verified
     #[arg(value_name = "REF", required_unless_present = "all", conflicts_with = "all")]
     pub(crate) reference: Option<String>,
-    /// Verify every layer in the cache
+    /// Verify every layer in the cache, whatever kit it is of
     #[arg(long, env = "KITFS_ALL", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) all: bool,
     /// Fetch what was damaged or is missing
     #[arg(long, env = "KITFS_REPAIR", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new(), conflicts_with = "all")]
     pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) wanted: Wanted,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
@@ -243,6 +274,10 @@ mod tests {
             "mount --cache-dir c --prefetch none --plain-http --ca-cert f --offline --allow-other r d",
             "mount --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
             "mount r d --prefetch=small",
+            "mount -f model -f datasets:a,./b --filter kitfile --include *.bin --include /m --exclude x/ r d",
+            "pull -f docs r s",
+            "inspect --exclude x r",
+            "verify -f code r",
             "umount d e",
             "umount --lazy d",
             "umount --all",
@@ -266,6 +301,10 @@ mod tests {
             "mount r",
             "mount r d e",
             "mount --prefetch some r d",
+            "mount -f models r d",
+            "mount -f model -f a:b:c r d",
+            "mount --include !x r d",
+            "mount --exclude a//b r d",
             "mount --uid x r d",
             "mount --uid -1 r d",
             "umount",

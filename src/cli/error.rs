@@ -15,6 +15,7 @@ use crate::resolve::ResolveError;
 use crate::run::RunError;
 use crate::source::SourceError;
 use crate::store::StoreError;
+use crate::tree::TreeError;
 use crate::umount::UmountError;
 
 /// Why a command failed.
@@ -42,6 +43,9 @@ pub(crate) enum CliError {
         #[source]
         source: StoreError,
     },
+    /// Layers do not fit together.
+    #[error("the layers of this kit cannot be shown together")]
+    Tree(#[from] TreeError),
     /// Neither an option nor the environment says where the cache is.
     #[error("there is no cache directory: neither `--cache-dir` nor XDG_CACHE_HOME nor HOME says where")]
     NoCacheDir,
@@ -93,6 +97,7 @@ impl CliError {
             Self::Reference(_) => Exit::Usage,
             Self::Resolve(error) => exit_of(error.class()),
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
+            Self::Tree(_) => Exit::Content,
             Self::Start(error) => exit_of_code(error.exit_code),
             Self::NoCacheDir
             | Self::Preflight(_)
@@ -127,7 +132,9 @@ impl CliError {
             Self::Run(RunError::ForeignOwner { .. } | RunError::Writable { .. }) => {
                 vec!["name a folder of your own with `--run-dir`".into()]
             }
-            Self::Folder { .. } | Self::Run(_) | Self::Runtime(_) | Self::Inherit(_) | Self::Output(_) | Self::Json(_) => Vec::new(),
+            Self::Tree(_) | Self::Folder { .. } | Self::Run(_) | Self::Runtime(_) | Self::Inherit(_) | Self::Output(_) | Self::Json(_) => {
+                Vec::new()
+            }
         }
     }
 

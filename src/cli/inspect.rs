@@ -16,7 +16,7 @@ use crate::store::{LayerState, Store};
 
 pub(super) fn run(arguments: &Inspect) -> Result<Exit, CliError> {
     let session = Session::open(&arguments.sources)?;
-    let pinned = session.resolve(&arguments.reference)?;
+    let pinned = session.resolve(&arguments.reference, &arguments.wanted)?;
     let shown = Shown::new(&pinned, &session.store);
     print(if arguments.json { report::json(&shown)? } else { shown.text() }.as_bytes())
 }
@@ -99,7 +99,7 @@ impl Shown {
                 .iter()
                 .map(|layer| Unplaced { digest: layer.digest.to_string(), media_type: layer.media_type.clone(), size: layer.size })
                 .collect(),
-            kitfile: String::from_utf8_lossy(&kit.kitfile).into_owned(),
+            kitfile: kit.kitfile.as_deref().map(|kitfile| String::from_utf8_lossy(kitfile).into_owned()).unwrap_or_default(),
         }
     }
 

@@ -3,14 +3,22 @@
 //! What can be wrong is found out in the order in which the user would like to hear of it: the command line, the folder, the reference,
 //! the kit, its content. Nothing is mounted before all of that is settled, so an interruption leaves nothing behind.
 
+use std::collections::HashMap;
+
 use super::args::Mount;
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::Exit;
 use super::{Session, reference, umount};
 use crate::daemon::{self, Progress, Ready};
+use crate::digest::Digest;
+use crate::fs;
+use crate::index::Index;
+use crate::kit::Kit;
 use crate::plan::MountPlan;
 use crate::preflight::Preflight;
+use crate::store::VerifiedLayer;
+use crate::tree::TreeError;
 use crate::{rehearsal, run};
 
 pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
@@ -24,7 +32,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         trust_user_cache: arguments.trust_user_cache,
     };
     let mountpoint = preflight.check(&run_dir)?;
-    let pinned = session.resolve(&arguments.reference)?;
+    let pinned = session.resolve(&arguments.reference, &arguments.wanted)?;
 
     let systemd = arguments.foreground.then(Ready::foreground);
     let alive = |fetched, total| {
@@ -35,6 +43,8 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     };
     // Held until the mount serves, or they could be evicted before it has them open.
     let shared = fetch::layers(&session, &pinned.kit, &pinned.kit.shared(), &pinned.source, Until::Usable, &alive)?;
+
+    check_shared(&pinned.kit, &shared)?;
 
     let digest = pinned.kit.manifest.digest;
     let plan = MountPlan {
@@ -50,6 +60,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         allow_other: arguments.allow_other,
         no_passthrough: arguments.no_passthrough,
         prefetch: arguments.prefetch,
+        selection: arguments.wanted.selection(),
         access: session.options.clone(),
         manifest: pinned.manifest.to_vec(),
         config: pinned.config.to_vec(),
@@ -59,4 +70,17 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     daemon::start(&plan, arguments.foreground, &mut |_| {})?;
     drop(shared);
     Ok(Exit::Done)
+}
+
+/// Refuses a kit whose shared folders have what they must not have: that it is told now, and not by errors inside of the mount.
+fn check_shared(kit: &Kit, layers: &[VerifiedLayer]) -> Result<(), TreeError> {
+    let indexes: HashMap<Digest, &Index> = layers.iter().map(|layer| (layer.index().layer(), layer.index())).collect();
+    let tree = fs::tree(kit)?;
+    for group in tree.groups().filter(|&group| tree.is_shared_directory(group)) {
+        let members = tree.slots(group).iter().map(|&slot| kit.layers[usize::from(slot) - 1].spec.descriptor.digest);
+        if let Some(indexes) = members.map(|digest| indexes.get(&digest).copied().cloned()).collect() {
+            tree.learn(group, indexes)?;
+        }
+    }
+    Ok(())
 }

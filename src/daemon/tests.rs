@@ -30,6 +30,7 @@ impl Stage {
             allow_other: false,
             no_passthrough: false,
             prefetch: Prefetch::None,
+            selection: crate::filter::Selection::default(),
             access: SourceOptions::default(),
             manifest: b"{}".to_vec(),
             config: b"{}".to_vec(),

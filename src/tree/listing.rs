@@ -16,9 +16,12 @@ impl Tree {
     ) -> Result<Known<()>, TreeError> {
         let statics: Vec<(&[u8], Node)> = match folder {
             Node::Anchor(rank) => {
+                if let Some(group) = self.unseen_child(rank)? {
+                    return Ok(Known::Unknown(group));
+                }
                 let children = self.anchors[rank].children.iter();
                 let mut statics: Vec<_> = children.map(|&child| (self.anchors[child].path.name(), Node::Anchor(child))).collect();
-                if rank == 0 {
+                if rank == 0 && self.kitfile_size.is_some() {
                     statics.push((KITFILE, Node::Kitfile));
                     statics.sort_by(|one, other| one.0.cmp(other.0));
                 }
@@ -82,7 +85,8 @@ impl Tree {
         position: u64,
         each: &mut dyn FnMut(u64, Child<'_>) -> ControlFlow<()>,
     ) -> Result<(), TreeError> {
-        let index = self.index(slot).ok_or(TreeError::NoSuchNode(NodeId::new(slot, folder, 0)))?;
+        let indexed = self.groups[self.group_of(slot).0].known.get().ok_or(TreeError::NoSuchNode(NodeId::new(slot, folder, 0)))?;
+        let index = &indexed.indexes[self.member(slot)];
         let failed = self.index_error(slot);
         let children = index.children(folder).map_err(&failed)?;
         // Index children that a static shadows (a folder entry of an anchor) do not count.
@@ -135,15 +139,16 @@ impl Tree {
                     Known::Unknown(_) => (name, node, Some(None)),
                 }
             } else if child < children.end {
-                let attributes = self.shown(slot, index, child)?;
-                let name = index.name(child).map_err(&failed)?;
+                let entry = child;
                 child += 1;
-                (name, Node::Entry { slot, entry: child - 1 }, Some(Some(attributes)))
+                let in_sight = self.is_in_sight(indexed, slot, entry);
+                let attributes = if in_sight { Some(Some(self.attributes_of(slot, index, entry)?)) } else { None };
+                (index.name(entry).map_err(&failed)?, Node::Entry { slot, entry }, attributes)
             } else {
                 return Ok(());
             };
             at += 1;
-            // A declared path that its layer turned out not to have keeps its position, so that positions never move.
+            // What does not show keeps its position, as does a declared path that its layer turned out not to have, so that positions never move.
             let Some(attributes) = attributes else { continue };
             if each(at, Child { name, node, attributes }).is_break() {
                 return Ok(());
@@ -161,9 +166,11 @@ impl Tree {
     ) -> Result<(), TreeError> {
         let mut names: BTreeMap<&[u8], Node> = BTreeMap::new();
         for &(slot, folder) in sources.iter().rev() {
-            let index = self.index(slot).ok_or(TreeError::NoSuchNode(NodeId::new(slot, folder, 0)))?;
+            let indexed = self.groups[self.group_of(slot).0].known.get().ok_or(TreeError::NoSuchNode(NodeId::new(slot, folder, 0)))?;
+            let index = &indexed.indexes[self.member(slot)];
             let failed = self.index_error(slot);
-            for entry in index.children(folder).map_err(&failed)? {
+            let children = index.children(folder).map_err(&failed)?;
+            for entry in children.filter(|&entry| self.is_in_sight(indexed, slot, entry)) {
                 names.insert(index.name(entry).map_err(&failed)?, Node::Entry { slot, entry });
             }
         }

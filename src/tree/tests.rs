@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::digest::Algorithm;
+use crate::filter::{Globs, ignored};
 use crate::index::{FileFacts, IndexBuilder, NewEntry, Place as Stored, Stored as Facts};
 
 /// A kit whose every file and folder is known.
@@ -42,8 +43,17 @@ fn index(rank: usize, entries: &[(String, Option<u64>)]) -> Index {
 }
 
 fn tree(layers: &[&str]) -> Tree {
-    let places = layers.iter().enumerate().map(|(rank, text)| Place { digest: digest(rank), path: path(text), prefix: RelPath::root() });
-    Tree::new(places.collect(), 5).expect("a plan")
+    filtered(layers, &Globs::default())
+}
+
+/// The tree of these layers under the globs, as a plan leaves it.
+fn filtered(layers: &[&str], globs: &Globs) -> Tree {
+    let left_out = layers.iter().map(|text| path(text)).filter(|path| globs.rules_out(&globs.reach(path))).collect();
+    let places =
+        layers.iter().enumerate().map(|(rank, text)| Place { digest: digest(rank), path: path(text), prefix: RelPath::root(), size: 1 });
+    let places = places.filter(|place| !globs.rules_out(&globs.reach(&place.path)));
+    let kitfile = globs.shows(&globs.reach(&path("Kitfile")), false);
+    Tree::new(places.collect(), kitfile.then_some(5), Shown { globs: globs.clone(), left_out }).expect("a plan")
 }
 
 fn entries(list: &[(&str, Option<u64>)]) -> Vec<(String, Option<u64>)> {
@@ -260,4 +270,181 @@ fn a_placeholder_never_has_the_id_of_the_file_that_it_proves_to_be() {
     assert_ne!(placeholder, file);
     assert_eq!(placeholder.inode(), file.inode());
     assert_eq!(tree.node(placeholder).expect("an id"), tree.node(file).expect("an id"));
+}
+
+/// True if a glob says by name that it means all of a folder which a layer is declared at.
+fn means_all_of(glob: &str, declared: &str) -> bool {
+    let whole = ["/**/*", "/**", "/*"].iter().find_map(|end| Some(format!("/{}", glob.strip_suffix(end)?.trim_start_matches('/'))));
+    let folder = whole.or_else(|| glob.strip_suffix('/').map(str::to_owned));
+    let by_name = |folder: &String| folder.rsplit('/').next().is_some_and(|name| !name.is_empty() && !name.contains(['*', '?', '[']));
+    folder.filter(by_name).is_some_and(|folder| ignored(&folder, declared, true))
+}
+
+impl Model {
+    /// The same with something at every declared path.
+    fn without_missing(mut self) -> Self {
+        for declared in self.layers.iter().filter(|declared| *declared != ".") {
+            self.entries.entry(declared.clone()).or_insert(None);
+        }
+        self
+    }
+
+    /// Every path that a mount with these globs has to show in the end.
+    fn in_sight(&self, include: &[String], exclude: &[String]) -> BTreeSet<String> {
+        let all = self.shown();
+        let filled: BTreeSet<String> = all.keys().filter_map(|text| Some(path(text).parent()?.to_string())).collect();
+        let leaves = all.iter().filter(|(text, size)| size.is_some() || !filled.contains(*text));
+        let shows = |text: &str, folder: bool| {
+            let declared = self.layers.iter().any(|declared| declared == text);
+            let matches = |glob: &String| ignored(glob, text, folder) || declared && means_all_of(glob, text);
+            (include.is_empty() || include.iter().any(matches)) && !exclude.iter().any(matches)
+        };
+        let leaves = leaves.filter(|(text, size)| shows(text, size.is_none())).map(|(text, _)| path(text));
+        let above = leaves.flat_map(|leaf| std::iter::successors(Some(leaf), RelPath::parent).collect::<Vec<_>>());
+        above.filter(|path| !path.is_root()).map(|path| path.to_string()).collect()
+    }
+}
+
+fn some_globs() -> impl Strategy<Value = Vec<String>> {
+    let glob = prop::sample::select(vec![
+        "a", "/a", "a/", "/b/", "a/*", "a/**", "/c/**", "*", "*/", "**/b", "a/**/b", "[bc]", "?", "ab", "/*/b", "*b", "c/*/", "Kit*",
+        "a/b", "b/a/",
+    ]);
+    prop::collection::vec(glob.prop_map(str::to_owned), 0..3)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn under_globs_every_answer_is_the_models_whatever_came_first(
+        model in model(),
+        include in some_globs(),
+        exclude in some_globs(),
+        order in any::<prop::sample::Index>(),
+        from in 0..12u64,
+    ) {
+        let model = model.without_missing();
+        let parsed = |texts: &[String]| texts.iter().map(|text| text.parse().expect(text)).collect();
+        let globs = Globs::new(parsed(&include), parsed(&exclude));
+        let layers: Vec<&str> = model.layers.iter().map(String::as_str).collect();
+        let kept: Vec<usize> = (0..layers.len()).filter(|&rank| !globs.rules_out(&globs.reach(&path(layers[rank])))).collect();
+        let tree = filtered(&layers, &globs);
+        let (archives, all, in_sight) = (model.archives(), model.shown(), model.in_sight(&include, &exclude));
+        let mut groups: Vec<Group> = tree.groups().collect();
+        if !groups.is_empty() {
+            let turn = order.index(groups.len());
+            groups.rotate_left(turn);
+        }
+        for known in 0..=groups.len() {
+            for (text, size) in &all {
+                match walk(&tree, text) {
+                    Lookup::Found(_, attributes) => {
+                        prop_assert!(in_sight.contains(text), "{} shows; {} known", text, known);
+                        prop_assert_eq!((attributes.kind == Kind::File, attributes.size), (size.is_some(), size.unwrap_or(0)), "{}", text);
+                    }
+                    Lookup::Absent => prop_assert!(!in_sight.contains(text), "{} is denied; {} known", text, known),
+                    Lookup::Unknown(_, waits) | Lookup::Cold(waits) => prop_assert!(!tree.is_known(waits), "{}", text),
+                }
+            }
+            // A listing that is given is the last one.
+            for folder in all.iter().filter(|(_, size)| size.is_none()).map(|(text, _)| text.as_str()).chain(["."]) {
+                if let Lookup::Found(node, _) = walk(&tree, folder) {
+                    let mut names = BTreeSet::new();
+                    let listed = tree.list(node, 0, &mut |_, child| {
+                        names.insert(String::from_utf8_lossy(child.name).into_owned());
+                        ControlFlow::Continue(())
+                    });
+                    let parent = path(folder);
+                    let children = in_sight.iter().map(|text| path(text)).filter(|text| text.parent().as_ref() == Some(&parent));
+                    match listed.expect("sound indexes") {
+                        Known::Is(()) => prop_assert_eq!(names, children.map(|text| String::from_utf8_lossy(text.name()).into_owned()).collect()),
+                        Known::Absent => prop_assert!(false, "{} is there", folder),
+                        Known::Unknown(group) => prop_assert!(!tree.is_known(group)),
+                    }
+                }
+            }
+            if let Some(&group) = groups.get(known) {
+                let ranks = tree.slots(group).iter().map(|&slot| kept[usize::from(slot) - 1]);
+                tree.learn(group, ranks.map(|rank| index(rank, &archives[rank])).collect()).expect("disjoint layers");
+            }
+        }
+        for folder in in_sight.iter().filter(|text| all[*text].is_none()).map(String::as_str).chain(["."]) {
+            let Lookup::Found(node, _) = walk(&tree, folder) else { panic!("{folder} is known") };
+            let parent = path(folder);
+            let children = in_sight.iter().map(|text| path(text)).filter(|text| text.parent().as_ref() == Some(&parent));
+            let expected: BTreeSet<String> = children.map(|text| String::from_utf8_lossy(text.name()).into_owned()).collect();
+            let listed = list(&tree, node, 0);
+            prop_assert_eq!(listed.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>(), expected.into_iter().collect::<Vec<_>>(), "{}", folder);
+            let rest: Vec<_> = listed.into_iter().filter(|(at, _)| *at > from).collect();
+            prop_assert_eq!(list(&tree, node, from), rest, "{} from {}", folder, from);
+        }
+    }
+}
+
+fn exclude(texts: &[&str]) -> Globs {
+    Globs::new(Vec::new(), texts.iter().map(|text| text.parse().expect(text)).collect())
+}
+
+#[test]
+fn a_folder_above_a_layer_that_was_left_out_is_not_taken_for_empty() {
+    // The layer at the root has the folder above the other's, as kit packs it, and nothing in it.
+    let archive = entries(&[("a", None), ("a/b", None), ("e", None), ("x", Some(1))]);
+    for (globs, names) in [(exclude(&["a/b"]), &["Kitfile", "e", "x"][..]), (exclude(&["x"]), &["Kitfile", "a", "e"])] {
+        let tree = filtered(&[".", "a/b"], &globs);
+        for group in tree.groups() {
+            let archive = if tree.slots(group) == [1] { archive.clone() } else { entries(&[("a/b/f", Some(1))]) };
+            tree.learn(group, vec![index(usize::from(tree.slots(group)[0]) - 1, &archive)]).expect("owned");
+        }
+        assert_eq!(list(&tree, Node::Anchor(0), 0).into_iter().map(|(_, name)| name).collect::<Vec<_>>(), names);
+    }
+}
+
+#[test]
+fn a_folder_above_layers_waits_for_the_cheapest_that_may_show_something() {
+    let sizes = [("a/big", 9), ("a/small", 1), ("a/middle", 5)];
+    let place = |(rank, (text, size)): (usize, &(&str, u64))| Place {
+        digest: digest(rank),
+        path: path(text),
+        prefix: RelPath::root(),
+        size: *size,
+    };
+    let tree = |globs: Globs| {
+        Tree::new(sizes.iter().enumerate().map(place).collect(), None, Shown { globs, left_out: Vec::new() }).expect("a plan")
+    };
+    let waits = |tree: &Tree| match walk(tree, "a") {
+        Lookup::Unknown(_, group) => Some(tree.slots(group)[0]),
+        Lookup::Found(..) => None,
+        other => panic!("{other:?}"),
+    };
+    let globs = tree(exclude(&["*.tmp"]));
+    assert_eq!(waits(&globs), Some(2));
+    globs.note_failing(globs.group_of(2), true);
+    assert_eq!(waits(&globs), Some(3), "another that may be had");
+    globs.note_failing(globs.group_of(2), false);
+    globs.learn(globs.group_of(2), vec![index(1, &entries(&[("a/small/x.tmp", Some(1))]))]).expect("owned");
+    assert_eq!(waits(&globs), Some(3));
+    globs.learn(globs.group_of(3), vec![index(2, &entries(&[("a/middle/x", Some(1))]))]).expect("owned");
+    assert_eq!(waits(&globs), None, "one that shows something is enough");
+    assert!(matches!(walk(&globs, "a/small"), Lookup::Absent));
+    // Nothing has to be fetched for what the plan tells.
+    assert_eq!(waits(&tree(exclude(&["/b"]))), None);
+    assert_eq!(waits(&tree(Globs::new(vec!["/a/".parse().expect("a glob")], Vec::new()))), None);
+    assert_eq!(walk(&globs, "Kitfile"), Lookup::Absent);
+}
+
+#[test]
+fn a_folder_that_an_earlier_layer_made_has_the_mode_that_it_was_made_with() {
+    let place = |rank: usize, text: &str, prefix: &str| Place { digest: digest(rank), path: path(text), prefix: path(prefix), size: 1 };
+    for (places, mode) in [
+        ([place(0, "m/net", "m"), place(1, ".", ".")], 0o755),
+        ([place(0, ".", "."), place(1, "m/net", "m")], 0o640 | 0o555),
+        ([place(0, "m/net", "."), place(1, ".", ".")], 0o640 | 0o555),
+    ] {
+        let root = places.iter().position(|place| place.path.is_root()).expect("there is one") as u16 + 1;
+        let tree = Tree::new(places.to_vec(), Some(5), Shown::default()).expect("a plan");
+        tree.learn(tree.group_of(root), vec![index(usize::from(root) - 1, &entries(&[("m", None)]))]).expect("owned");
+        let Lookup::Found(_, attributes) = walk(&tree, "m") else { panic!("a folder of the plan") };
+        assert_eq!(attributes.mode, mode);
+    }
 }

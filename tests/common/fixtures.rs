@@ -29,6 +29,15 @@ pub struct Line {
     pub generated: bool,
 }
 
+/// Filters that were tried on a kit.
+#[derive(Debug)]
+pub struct Tried {
+    /// One text for each `--filter`.
+    pub filters: Vec<String>,
+    /// What they leave, or kit's error.
+    pub outcome: Result<Vec<Line>, String>,
+}
+
 /// The files of a `layout.tar`.
 #[derive(Debug)]
 pub struct Layout(BTreeMap<String, Vec<u8>>);
@@ -78,6 +87,26 @@ impl Case {
 
     pub fn digest(&self) -> &str {
         self.text("digest").expect("`digest` in case.json")
+    }
+
+    /// All filters that were tried on the kit.
+    pub fn filters(&self) -> Vec<Tried> {
+        let tried = self.json.get("filters").and_then(Value::as_array).into_iter().flatten();
+        tried
+            .map(|tried| {
+                let texts = tried["filter"].as_array().expect("a list of filters").iter();
+                let filters = texts.map(|text| text.as_str().expect("a filter").to_owned()).collect();
+                let outcome = match tried["error"].as_str() {
+                    Some(error) => Err(error.to_owned()),
+                    None => {
+                        let name = tried["tree"].as_str().expect("a tree or an error");
+                        let text = fs::read_to_string(self.folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+                        Ok(text.lines().map(Line::parse).collect())
+                    }
+                };
+                Tried { filters, outcome }
+            })
+            .collect()
     }
 
     /// What a mount shows, if that is known.

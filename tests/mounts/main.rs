@@ -14,6 +14,7 @@ mod cli;
 mod containers;
 mod crash;
 mod fault_registry;
+mod filters;
 mod fixtures_mount;
 mod kits;
 mod laziness;

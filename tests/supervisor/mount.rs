@@ -96,6 +96,7 @@ impl Mount {
             allow_other: false,
             no_passthrough: setup.no_passthrough,
             prefetch: Prefetch::None,
+            selection: kitfs::filter::Selection::default(),
             access: kitfs::source::SourceOptions::default(),
             manifest: Vec::new(),
             config: Vec::new(),
