@@ -187,12 +187,7 @@ impl Archive {
 
 impl Identity {
     fn new(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
-        }
+        Self { device: metadata.dev(), inode: metadata.ino(), size: metadata.size(), changed: (metadata.mtime(), metadata.mtime_nsec()) }
     }
 
     /// Says whether `file` is still what it was.

@@ -181,7 +181,9 @@ async fn what_is_no_layout_is_refused() {
         let shown = &text[..text.len().min(100)];
         match (layout.resolve("").await, expected) {
             (Ok(_), None) => {}
-            (Err(error @ SourceError::Protocol { .. }), Some(part)) => assert!(error.to_string().contains(part), "{form:?} {shown}: {error}"),
+            (Err(error @ SourceError::Protocol { .. }), Some(part)) => {
+                assert!(error.to_string().contains(part), "{form:?} {shown}: {error}")
+            }
             (got, _) => panic!("{form:?} {shown}: {got:?}"),
         }
     }

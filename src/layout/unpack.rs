@@ -21,7 +21,7 @@ pub(super) struct Unpacker {
     /// Bytes of the file that were used.
     taken: u64,
     /// `None` at the end.
-    inflate: Option<Inflate>,
+    inflate: Option<Box<Inflate>>,
     /// What came out of the last input, of which `used` bytes were wanted already.
     ready: Vec<u8>,
     used: usize,
@@ -31,7 +31,7 @@ pub(super) struct Unpacker {
 
 impl Unpacker {
     pub(super) fn new(file: Arc<File>, identity: Identity) -> Self {
-        let inflate = Some(Inflate::new(identity.size()));
+        let inflate = Some(Box::new(Inflate::new(identity.size())));
         Self { file, identity, taken: 0, inflate, ready: Vec::new(), used: 0, position: 0 }
     }
 

@@ -120,7 +120,8 @@ impl Listed {
             }
             None => None,
         };
-        let mut annotations: Vec<_> = entry.strings("annotations")?.into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
+        let mut annotations: Vec<_> =
+            entry.strings("annotations")?.into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
         let name = annotations.iter().position(|(key, _)| key == REF_NAME).map(|at| annotations.remove(at).1);
         Ok(Self { descriptor: descriptor(json, at)?, name, platform, annotations })
     }

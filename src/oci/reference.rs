@@ -58,7 +58,9 @@ pub enum ReferenceError {
     #[error("`{0}` is a URL: a reference has no `{1}` before the host")]
     Url(String, String),
     /// The transport is one that skopeo or kit knows and kitfs does not.
-    #[error("`{0}`: the transport `{1}:` is not known (a registry's `HOST/REPOSITORY`, `oci:DIR`, `oci-archive:FILE` and `kitops:REF` are)")]
+    #[error(
+        "`{0}`: the transport `{1}:` is not known (a registry's `HOST/REPOSITORY`, `oci:DIR`, `oci-archive:FILE` and `kitops:REF` are)"
+    )]
     Transport(String, String),
     /// The first part is no host.
     #[error("`{0}` names no registry: expected HOST/REPOSITORY[:TAG][@DIGEST] with a `.` or `:` in HOST, or `localhost`")]

@@ -13,7 +13,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::kit::{Kit, KitError};
 use crate::limits;
-use crate::oci::{DOCKER_MANIFEST_LIST, IMAGE_INDEX, Index, IndexError, Listed, ManifestError};
+use crate::oci::{DOCKER_MANIFEST_LIST, IMAGE_INDEX, IMAGE_MANIFEST, Index, IndexError, Listed, ManifestError};
 use crate::source::Source;
 use crate::verify::Verified;
 
@@ -115,8 +115,13 @@ impl Resolver<'_> {
             if seen.len() > limits::INDEX_MANIFESTS || bytes > limits::INDEX_DOCUMENTS_BYTES {
                 return Err(refuse(ChoiceError::TooMuch { index }));
             }
+            let is_list = [IMAGE_INDEX, DOCKER_MANIFEST_LIST].contains(&media_type.as_str());
+            if !is_list && media_type != IMAGE_MANIFEST {
+                // What a kit's manifest never is.
+                continue;
+            }
             let document = self.manifest(&listed.descriptor, source).await?;
-            if [IMAGE_INDEX, DOCKER_MANIFEST_LIST].contains(&media_type.as_str()) {
+            if is_list {
                 if !may_nest {
                     return Err(refuse(ChoiceError::Deep { index }));
                 }
@@ -164,7 +169,6 @@ mod tests {
     use crate::digest::Algorithm;
     use crate::failure::{ErrorClass, chain};
     use crate::fixtures;
-    use crate::oci::IMAGE_MANIFEST;
     use crate::resolve::{Pinned, PinnedBy, ResolveError, kit};
     use crate::source::SourceOptions;
     use crate::store::Store;
@@ -247,10 +251,12 @@ mod tests {
     fn the_only_kit_of_an_index_is_meant() {
         let stage = Stage::new();
         let [kit, _] = &stage.kits;
-        let foreign = json!({ "mediaType": "x/y", "digest": digest(&stage.image(0)), "size": 0 });
+        let foreign = json!({ "mediaType": "x/y", "digest": digest(kit).replace(['1', '2'], "3"), "size": 0 });
+        let wrong = json!({ "mediaType": IMAGE_MANIFEST, "digest": digest(&stage.image(0)), "size": 0 });
         let nested = stage.index(&[stage.image(3), kit.clone()]);
         for top in [
-            stage.index(&[kit.clone()]),
+            stage.index(std::slice::from_ref(kit)),
+            stage.index(&[foreign, kit.clone()]),
             stage.index(&[stage.image(1), kit.clone(), stage.image(2)]),
             stage.index(&[kit.clone(), kit.clone()]),
             stage.index(&[stage.image(1), nested.clone()]),
@@ -266,11 +272,11 @@ mod tests {
             }
         }
         let unlisted = Stage::new();
-        let inner = unlisted.index(&[kit.clone()]);
+        let inner = unlisted.index(std::slice::from_ref(kit));
         let reference = format!("oci:{}@{}", unlisted.layout().display(), digest(&inner));
         assert_eq!(unlisted.resolve_as(&reference, false).expect("there").kit.manifest.digest.to_string(), digest(kit));
         // What is not of the size that is said is refused, whatever it is.
-        assert!(matches!(stage.resolve(&stage.index(&[foreign, kit.clone()])), Err(ResolveError::Content { what: "manifest", .. })));
+        assert!(matches!(stage.resolve(&stage.index(&[wrong, kit.clone()])), Err(ResolveError::Content { what: "manifest", .. })));
     }
 
     #[test]
@@ -305,7 +311,7 @@ mod tests {
         let [kit, _] = &stage.kits;
         let images: Vec<Value> = (0..=limits::INDEX_MANIFESTS as u32).map(|seed| stage.image(seed)).collect();
         let bytes = |text: &str| stage.blob(IMAGE_INDEX, text.as_bytes());
-        let deep = stage.index(&[stage.index(&[stage.index(&[kit.clone()])])]);
+        let deep = stage.index(&[stage.index(&[stage.index(std::slice::from_ref(kit))])]);
         let half = stage.index(&images[..limits::INDEX_MANIFESTS / 2]);
         let large = |size: u64| json!({ "mediaType": IMAGE_MANIFEST, "digest": digest(kit), "size": size });
         for (top, part) in [
@@ -323,7 +329,7 @@ mod tests {
             assert!(chain(&error).contains(part), "{}", chain(&error));
         }
         // An index that is not what its digest says.
-        let top = stage.index(&[kit.clone()]);
+        let top = stage.index(std::slice::from_ref(kit));
         let path = blob_path(&stage.layout(), digest(&top));
         let mut text = fs::read(&path).expect("there");
         text[20] ^= 1;

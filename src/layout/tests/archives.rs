@@ -247,7 +247,8 @@ async fn reading_on_in_a_compressed_archive_does_not_begin_again() {
 async fn an_archive_that_is_replaced_is_looked_at_anew() {
     for form in [Form::Tar, Form::Gzip] {
         let [(first, one), (second, two)] = [blob(3 * limits::LAYOUT_CHUNK_BYTES, 3), blob(700_000, 5)];
-        let archive_of = |digest: &Digest, content: &[u8]| packed(form, &tar(&[VERSION, (b'0', &format!("blobs/sha256/{}", digest.hex()), content)]));
+        let archive_of =
+            |digest: &Digest, content: &[u8]| packed(form, &tar(&[VERSION, (b'0', &format!("blobs/sha256/{}", digest.hex()), content)]));
         let archive = Written::new(&archive_of(&first, &one));
         let source = archive.open();
         assert_eq!(bytes_of(source.blob(&described(first, one.len()), 0)).await.expect("read").0, one.len());
