@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -116,6 +116,25 @@ impl Case {
         Some(text.lines().map(Line::parse).collect())
     }
 
+    /// A file of the case.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// References into `kitops-home.tar`, with what a mount shows of each; nothing of one that is not there.
+    pub fn kit_home(&self) -> Vec<(String, Option<Vec<Line>>)> {
+        let list = self.json.get("kit_home").and_then(Value::as_array).into_iter().flatten();
+        list.map(|entry| {
+            let tree = entry.get("tree").and_then(Value::as_str).map(|name| {
+                let text = fs::read_to_string(self.path(name)).expect("a tree");
+                text.lines().map(Line::parse).collect()
+            });
+            assert_eq!(tree.is_none(), entry.get("error").is_some(), "{entry}");
+            (entry["reference"].as_str().expect("a reference").to_owned(), tree)
+        })
+        .collect()
+    }
+
     pub fn layout(&self) -> Layout {
         let path = self.folder.join("layout.tar");
         let mut archive = tar::Archive::new(fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())));
@@ -137,6 +156,18 @@ impl Case {
         self.layout().serve(registry);
         let (_, name) = self.reference().split_once('/').expect("a registry in the reference");
         format!("{}/{name}", registry.host())
+    }
+
+    /// Says the case's reference in an archive: the layout as it came, or compressed into `folder`.
+    pub fn archive(&self, folder: &Path, gzip: bool) -> String {
+        let mut path = self.path("layout.tar");
+        if gzip {
+            let tar = fs::read(&path).expect("a fixture");
+            path = folder.join("layout.tar.gz");
+            let mut encoder = flate2::write::GzEncoder::new(fs::File::create(&path).expect("room"), flate2::Compression::fast());
+            encoder.write_all(&tar).and_then(|()| encoder.finish().map(drop)).expect("room");
+        }
+        format!("oci-archive:{}:{}", path.display(), self.reference())
     }
 
     /// Unpacks the layout into a folder and says the case's reference there.

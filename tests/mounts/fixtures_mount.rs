@@ -62,6 +62,27 @@ fn a_kit_from_a_layout_shows_its_tree(mode: Mode) {
     }
 }
 
+/// How blobs come into the cache does not depend on how files are served, so one mode is enough here.
+#[test]
+fn a_kit_from_an_archive_shows_its_tree() {
+    for gzip in [false, true] {
+        let host = Host::new(if gzip { Mode::Cached } else { Mode::Passthrough });
+        for case in now() {
+            let reference = case.archive(&host.folder("archive"), gzip);
+            assert_case(&case, host.mount(&reference), &reference);
+        }
+    }
+}
+
+#[test]
+fn a_hostile_kit_does_no_harm_from_an_archive() {
+    let host = Host::new(Mode::Cached);
+    for (position, case) in cases("hostile").into_iter().enumerate() {
+        let reference = case.archive(&host.folder("archive"), position % 2 == 0);
+        assert_harmless(&host, &case, &reference);
+    }
+}
+
 fn assert_case(case: &Case, mount: Mount, reference: &str) {
     println!("{}", case.name);
     let status = mount.status();

@@ -23,6 +23,7 @@ mod packer;
 mod reading;
 mod real_model;
 mod single_flight;
+mod sources;
 mod tamper;
 mod transport;
 mod tree_model;
