@@ -86,6 +86,14 @@ pub(crate) struct Sources {
     pub(crate) offline: bool,
 }
 
+/// What a kit refers to.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Remote {
+    /// Follow datasets that are kits of their own, too
+    #[arg(long, env = "KITFS_INCLUDE_REMOTE", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) include_remote: bool,
+}
+
 /// Where running mounts are recorded.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
@@ -123,6 +131,8 @@ pub(crate) struct Mount {
     /// Stay, log to stderr, and tell systemd when the mount serves
     #[arg(long, env = "KITFS_FOREGROUND", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) foreground: bool,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
@@ -162,6 +172,8 @@ pub(crate) struct Pull {
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
     #[command(flatten)]
+    pub(crate) remote: Remote,
+    #[command(flatten)]
     pub(crate) sources: Sources,
 }
 
@@ -173,6 +185,8 @@ pub(crate) struct Inspect {
     /// Print JSON
     #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
@@ -188,6 +202,8 @@ pub(crate) struct Verify {
     /// Fetch what was damaged or is missing
     #[arg(long, env = "KITFS_REPAIR", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new(), conflicts_with = "all")]
     pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
@@ -243,6 +259,7 @@ mod tests {
             "mount --cache-dir c --prefetch none --plain-http --ca-cert f --offline --allow-other r d",
             "mount --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
             "mount r d --prefetch=small",
+            "mount --include-remote r d",
             "umount d e",
             "umount --lazy d",
             "umount --all",
@@ -252,6 +269,9 @@ mod tests {
             "pull r s",
             "pull --cache-dir c --plain-http --ca-cert f --offline r",
             "inspect --json r",
+            "inspect --include-remote r",
+            "pull --include-remote r",
+            "verify --include-remote r",
             "verify r",
             "verify --repair r",
             "verify --all",

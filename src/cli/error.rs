@@ -170,6 +170,11 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
             KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
             _ => Vec::new(),
         },
+        ResolveError::Reference { source, .. } | ResolveError::Nowhere { source, .. } => hints_of_resolve(source),
+        ResolveError::LocalStorage { .. } => {
+            vec!["push that kit to a registry and refer to it there, or put both into an OCI layout".into()]
+        }
+        ResolveError::Lineage(_) => Vec::new(),
         ResolveError::Store(error) => hints_of_store(error),
         ResolveError::NeverResolved { .. } => vec!["run it once without `--offline`, or name the kit by its digest".into()],
         ResolveError::NotCached { .. } => vec!["fetch the kit once with `kitfs pull`".into()],

@@ -7,9 +7,10 @@ use super::args::Mount;
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::Exit;
-use super::{Session, reference, umount};
+use super::{Session, reference, references, remote, umount};
 use crate::daemon::{self, Progress, Ready};
-use crate::plan::MountPlan;
+use crate::kit::Member;
+use crate::plan::{MountPlan, PlannedKit, ReferenceRecord};
 use crate::preflight::Preflight;
 use crate::{rehearsal, run};
 
@@ -24,7 +25,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         trust_user_cache: arguments.trust_user_cache,
     };
     let mountpoint = preflight.check(&run_dir)?;
-    let pinned = session.resolve(&arguments.reference)?;
+    let pinned = session.resolve(&arguments.reference, &arguments.remote)?;
 
     let systemd = arguments.foreground.then(Ready::foreground);
     let alive = |fetched, total| {
@@ -34,14 +35,15 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         }
     };
     // Held until the mount serves, or they could be evicted before it has them open.
-    let shared = fetch::layers(&session, &pinned.kit, &pinned.kit.shared(), &pinned.source, Until::Usable, &alive)?;
+    let shared = fetch::layers(&session, &pinned, &pinned.lineage.shared(), Until::Usable, &alive)?;
 
-    let digest = pinned.kit.manifest.digest;
+    let (root, digest) = (pinned.root(), pinned.kit().manifest.digest);
+    let members = pinned.lineage.members();
     let plan = MountPlan {
         id: run::new_id(),
         mountpoint,
-        reference: pinned.reference.to_string(),
-        shown_source: pinned.reference.with_digest(digest),
+        reference: root.reference.to_string(),
+        shown_source: root.reference.with_digest(digest),
         digest,
         run_dir: run_dir.path().to_owned(),
         cache_dir: session.store.dir().to_owned(),
@@ -51,12 +53,19 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         no_passthrough: arguments.no_passthrough,
         prefetch: arguments.prefetch,
         access: session.options.clone(),
-        manifest: pinned.manifest.to_vec(),
-        config: pinned.config.to_vec(),
+        manifest: members[0].documents.manifest.to_vec(),
+        config: members[0].documents.config.to_vec(),
+        references: references(&pinned).into_iter().zip(&members[1..]).map(|(found, member)| planned(found, member)).collect(),
+        include_remote: arguments.remote.include_remote,
+        remote: remote(&pinned),
         lacking: rehearsal::lacking(),
     };
     // What the supervisor still waits for is here already, so there is no more to show.
     daemon::start(&plan, arguments.foreground, &mut |_| {})?;
     drop(shared);
     Ok(Exit::Done)
+}
+
+fn planned(found: ReferenceRecord, member: &Member) -> PlannedKit {
+    PlannedKit { found, manifest: member.documents.manifest.to_vec(), config: member.documents.config.to_vec() }
 }

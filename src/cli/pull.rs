@@ -1,6 +1,6 @@
 //! `kitfs pull`: every layer into the cache, safely.
 
-use super::args::Pull;
+use super::args::{Pull, Remote};
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::{self, Exit, escaped};
@@ -11,18 +11,18 @@ pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
     let mut exit = Exit::Done;
     for reference in &arguments.references {
         // One that fails does not keep the others from coming; the exit code is that of the worst.
-        if let Err(error) = pull(&session, reference) {
+        if let Err(error) = pull(&session, reference, &arguments.remote) {
             exit = exit.max(report::error(&error));
         }
     }
     Ok(exit)
 }
 
-fn pull(session: &Session, reference: &str) -> Result<(), CliError> {
-    let pinned = session.resolve(reference)?;
-    let all: Vec<usize> = (0..pinned.kit.layers.len()).collect();
-    let layers = fetch::layers(session, &pinned.kit, &all, &pinned.source, Until::Durable, &|_, _| {})?;
-    let named = pinned.reference.with_digest(pinned.kit.manifest.digest);
+fn pull(session: &Session, reference: &str, remote: &Remote) -> Result<(), CliError> {
+    let pinned = session.resolve(reference, remote)?;
+    let all: Vec<usize> = (0..pinned.lineage.layers.len()).collect();
+    let layers = fetch::layers(session, &pinned, &all, Until::Durable, &|_, _| {})?;
+    let named = pinned.root().reference.with_digest(pinned.kit().manifest.digest);
     print(format!("{}: {} layers in the cache\n", escaped(&named), layers.len()).as_bytes())?;
     Ok(())
 }

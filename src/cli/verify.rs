@@ -13,16 +13,16 @@ use crate::store::{Store, StoreError, Verdict};
 pub(super) fn run(arguments: &Verify) -> Result<Exit, CliError> {
     let session = Session::open(&arguments.sources)?;
     match &arguments.reference {
-        Some(reference) => kit(&session, reference, arguments.repair),
+        Some(reference) => kit(&session, reference, arguments),
         None => all(&session.store),
     }
 }
 
-fn kit(session: &Session, reference: &str, repair: bool) -> Result<Exit, CliError> {
-    let pinned = session.resolve(reference)?;
+fn kit(session: &Session, reference: &str, arguments: &Verify) -> Result<Exit, CliError> {
+    let pinned = session.resolve(reference, &arguments.remote)?;
     let mut bad = Vec::new();
     let mut exit = Exit::Done;
-    for (position, layer) in pinned.kit.layers.iter().enumerate() {
+    for (position, layer) in pinned.lineage.layers.iter().enumerate() {
         match one(&session.store, &layer.spec)? {
             Outcome::Sound => {}
             Outcome::Absent => bad.push(position),
@@ -32,8 +32,8 @@ fn kit(session: &Session, reference: &str, repair: bool) -> Result<Exit, CliErro
             }
         }
     }
-    if repair && !bad.is_empty() {
-        fetch::layers(session, &pinned.kit, &bad, &pinned.source, Until::Durable, &|_, _| {})?;
+    if arguments.repair && !bad.is_empty() {
+        fetch::layers(session, &pinned, &bad, Until::Durable, &|_, _| {})?;
         exit = Exit::Done;
     }
     Ok(exit)

@@ -99,6 +99,17 @@ impl Reference {
         self.at(digest).to_string()
     }
 
+    /// Another kit in the place where this one is, by the name that it would have there. `None` for a registry, where a name says by itself where it is.
+    pub fn beside(&self, name: &str, digest: Option<Digest>) -> Option<Self> {
+        match &self.transport {
+            Transport::Registry(_) => None,
+            Transport::Layout(LayoutName { dir, .. }) => {
+                let name = LayoutName { dir: dir.clone(), name: Some(name.to_owned()) };
+                Some(Self { transport: Transport::Layout(name), digest })
+            }
+        }
+    }
+
     /// The same reference as it is meant from anywhere: a folder that is not absolute is taken to stand in `base`.
     pub fn absolute(&self, base: &Path) -> Self {
         let transport = match &self.transport {
@@ -406,6 +417,9 @@ mod tests {
         assert_eq!(reference.with_digest(digest), format!("reg.example/acme/m:v1@sha256:{HEX}"));
         assert_eq!(parse(&reference.with_digest(digest)), Ok(reference.at(digest)));
         assert_eq!(parse("oci:kits:v1").expect("well-formed").absolute(Path::new("/srv")).to_string(), "oci:/srv/kits:v1");
+        assert_eq!(reference.beside("other:v1", None), None);
+        let beside = parse("oci:kits:v1").expect("well-formed").beside("reg.example/other:v1", Some(digest)).expect("a layout");
+        assert_eq!(parse(&format!("oci:kits:reg.example/other:v1@sha256:{HEX}")), Ok(beside));
     }
 
     proptest! {
