@@ -21,6 +21,7 @@ mod offline;
 mod packer;
 mod reading;
 mod real_model;
+mod references;
 mod single_flight;
 mod tamper;
 mod transport;
