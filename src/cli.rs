@@ -108,6 +108,10 @@ impl Session {
             let cure = if set.reference.is_some() { "; it is a kit, which `--include-remote` mounts" } else { "" };
             report::warning(&format!("the dataset at `{}` is not part of the kit: it lives at {}{cure}", place(&set.path), set.address));
         }
+        for member in pinned.lineage.empty_handed() {
+            let (part, path) = (member.part().name(), place(&member.root()));
+            report::warning(&format!("{} is referred to for the {part} at `{path}`, and has nothing of it", member.name));
+        }
         Ok(pinned)
     }
 }

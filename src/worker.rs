@@ -4,6 +4,7 @@
 //! no return, panic or drop of the session can unmount anything.
 
 mod house;
+mod kits;
 
 use std::collections::HashSet;
 use std::io;
@@ -13,29 +14,25 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use bytes::Bytes;
 use fuser::{Config, InitFlags, Session, SessionACL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use self::house::House;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
-use crate::descriptor::Descriptor;
 use crate::detach::detach;
-use crate::digest::Digest;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::fuse::{Adapter, Shared};
-use crate::kit::{Documents, Growing, KitLayer, LayerKind, Lineage};
+use crate::kit::{KitLayer, LayerKind};
 use crate::layer::Archive;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
 use crate::log::Destination;
-use crate::oci::{Manifest, Reference};
+use crate::oci::Reference;
 use crate::page::{Agreed, IoMode, Page};
-use crate::plan::{MountPlan, PlannedKit, Prefetch};
+use crate::plan::{MountPlan, Prefetch};
 use crate::run::RunDir;
 use crate::store::Store;
-use crate::verify::Unverified;
 use crate::wait::{Need, Waiters};
 use crate::wire::Device;
 
@@ -103,7 +100,7 @@ fn serve(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
-    let lineage = lineage(&plan)?;
+    let lineage = kits::lineage(&plan)?;
     let store = Store::open(&plan.cache_dir)?;
 
     let places = std::iter::once(&plan.reference).chain(plan.references.iter().map(|kit| &kit.found.source));
@@ -183,33 +180,6 @@ fn serve(
     }
     session.run()?;
     Ok(())
-}
-
-/// The kits of the plan, followed once more as the resolver followed them.
-fn lineage(plan: &MountPlan) -> Result<Lineage, Box<dyn std::error::Error>> {
-    let documents = checked(plan.digest, &plan.manifest, &plan.config)?;
-    let mut growing = Growing::new(plan.reference.clone(), documents.plan()?, documents, plan.include_remote)?;
-    let mut planned = plan.references.iter();
-    while let Some(wanted) = growing.next()? {
-        let PlannedKit { found, manifest, config } = planned.next().ok_or("the plan lacks a kit that another one refers to")?;
-        if found.reference != wanted.reference.written() {
-            return Err(format!("the plan has {} where {} is referred to", found.reference, wanted.reference).into());
-        }
-        let documents = checked(found.digest, manifest, config)?;
-        growing.add(wanted, documents.plan()?, documents)?;
-    }
-    if planned.next().is_some() {
-        return Err("the plan has a kit that no other one refers to".into());
-    }
-    Ok(growing.finish()?)
-}
-
-/// Manifest and config, checked against their digests once more: they came through memory that another process wrote.
-fn checked(digest: Digest, manifest: &[u8], config: &[u8]) -> Result<Documents, Box<dyn std::error::Error>> {
-    let descriptor = Descriptor { media_type: String::new(), digest, size: manifest.len() as u64 };
-    let manifest = Unverified::new(Bytes::copy_from_slice(manifest)).verify(&descriptor)?;
-    let config = Unverified::new(Bytes::copy_from_slice(config)).verify(&Manifest::parse(&manifest)?.config)?;
-    Ok(Documents { manifest, config })
 }
 
 /// Takes over the layers that were open when the last worker died, until the supervisor says that these were all.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::reference::KitReference;
 use super::{Kit, KitError, KitLayer, LayerKind, RemoteDataset, check_meanings, shared};
 use crate::digest::Digest;
-use crate::limits::{REFERENCED_KITS, REFERENCES_IN_A_ROW, REFERRING_DOCUMENT_BYTES};
+use crate::limits::{REFERENCED_KITS, REFERENCES_IN_A_ROW, REFERRING_DOCUMENT_BYTES, REMOTE_DATASETS};
 use crate::node::SLOTS_MAX;
 use crate::path::{PathError, RelPath};
 use crate::verify::Verified;
@@ -96,8 +96,11 @@ pub enum LineageError {
     #[error("more than {REFERENCES_IN_A_ROW} references follow one another: {}", shown(.0))]
     TooLong(Vec<String>),
     /// There are too many in all.
-    #[error("the kit refers to more than {REFERENCED_KITS} kits in all; the next would be {}", shown(.0))]
+    #[error("the kit refers to more than {REFERENCED_KITS} kits in all; the last would be {}", shown(.0))]
     TooMany(Vec<String>),
+    /// Too many datasets live elsewhere.
+    #[error("{0} datasets live elsewhere, {REMOTE_DATASETS} may")]
+    TooManyRemote(usize),
     /// Their manifests and configs are too large.
     #[error("manifests and configs of {0} and all that it refers to have more than {REFERRING_DOCUMENT_BYTES} bytes in all")]
     Documents(String),
@@ -159,15 +162,12 @@ impl Growing {
     }
 
     /// The kit that is wanted next, if there is one still.
-    pub fn next(&mut self) -> Result<Option<Wanted>, LineageError> {
+    pub fn wanted(&mut self) -> Result<Option<Wanted>, LineageError> {
         let Some(wanted) = self.open.pop() else { return Ok(None) };
         let chain = self.chain(&wanted);
         // Neither end counts: ten references make a chain of eleven kits.
         if chain.len() - 1 > REFERENCES_IN_A_ROW {
             return Err(LineageError::TooLong(chain));
-        }
-        if self.members.len() > REFERENCED_KITS {
-            return Err(LineageError::TooMany(chain));
         }
         Ok(Some(wanted))
     }
@@ -227,6 +227,13 @@ impl Growing {
         }
         self.open.extend(wanted.into_iter().rev());
         self.members.push(member);
+        // The root counts for none.
+        if let Some(last) = self.open.first().filter(|_| self.members.len() + self.open.len() > REFERENCED_KITS + 1) {
+            return Err(LineageError::TooMany(self.chain(last)));
+        }
+        if self.remote.len() > REMOTE_DATASETS {
+            return Err(LineageError::TooManyRemote(self.remote.len()));
+        }
         let bytes = self.members.iter().map(|member| member.documents.bytes()).fold(0, u64::saturating_add);
         if bytes > REFERRING_DOCUMENT_BYTES {
             return Err(LineageError::Documents(self.members[0].name.clone()));
@@ -249,6 +256,12 @@ impl Lineage {
     /// Which member the layer at `position` belongs to.
     pub fn owner(&self, position: usize) -> usize {
         self.owners[position]
+    }
+
+    /// The kits that are referred to and bring nothing, neither themselves nor by what they refer to.
+    pub fn empty_handed(&self) -> impl Iterator<Item = &Member> {
+        let brings = |member: usize| self.owners.contains(&member) || self.members.iter().any(|other| other.is_from(member));
+        self.members.iter().enumerate().skip(1).filter(move |(position, _)| !brings(*position)).map(|(_, member)| member)
     }
 
     /// The layers that the listing of a folder depends on which other layers share. Positions in [`Lineage::layers`].
@@ -288,6 +301,10 @@ impl Member {
     /// The kit's digest, which is what it is pinned by.
     pub fn digest(&self) -> Digest {
         self.kit.manifest.digest
+    }
+
+    fn is_from(&self, position: usize) -> bool {
+        self.link.as_ref().is_some_and(|link| link.from == position)
     }
 
     fn shown_layers(&self) -> Result<Vec<KitLayer>, LineageError> {

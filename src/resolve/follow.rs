@@ -14,7 +14,7 @@ pub(super) fn lineage(asking: &Asking<'_>, root: &Reference, include_remote: boo
     let mut all = vec![found];
     // What a reference means is decided once, however often it is met.
     let mut known: HashMap<Reference, One> = HashMap::new();
-    while let Some(wanted) = growing.next()? {
+    while let Some(wanted) = growing.wanted()? {
         let meant = wanted.reference.meant();
         let one = match known.get(meant) {
             Some(one) => one.clone(),

@@ -16,7 +16,7 @@ impl Kits<'_> {
         let find = |name: &str| self.0.iter().find(|(known, _)| *known == name).map(|(_, documents)| documents.clone()).expect(name);
         let plan = |documents: &Documents| documents.plan().unwrap_or_else(|error| panic!("{}", chain(&error)));
         let mut growing = Growing::new(root.to_owned(), plan(&find(root)), find(root), include_remote)?;
-        while let Some(wanted) = growing.next()? {
+        while let Some(wanted) = growing.wanted()? {
             let documents = find(wanted.reference.written());
             growing.add(wanted, plan(&documents), documents)?;
         }
@@ -89,6 +89,11 @@ fn a_dataset_that_is_a_kit_brings_datasets_below_its_path_if_it_is_wanted() {
     ];
     assert_eq!(places(&with), expected.map(|(size, path, prefix, owner)| (size, path.to_owned(), prefix.to_owned(), owner)));
     assert!(with.remote.is_empty());
+    assert_eq!(with.empty_handed().count(), 0);
+    // A kit without datasets brings nothing here.
+    let kits = [("top:v1", whole(1, "sets:v1")), ("sets:v1", refers("base:v1", 4))];
+    let nothing = Kits(&kits).grow("top:v1", true).expect("a lineage");
+    assert_eq!(nothing.empty_handed().map(|member| member.name.as_str()).collect::<Vec<_>>(), ["sets:v1"]);
 }
 
 #[test]
@@ -156,7 +161,10 @@ fn kits_documents_layers_and_paths_are_limited_in_all() {
     let leaf = documents(&[layer(DATASET, 1)], &datasets(&[("leaf", 1)]));
     let grow = |count, leaf: &Documents| Kits(&[("top:v1", referring(count)), ("leaf:v1", leaf.clone())]).grow("top:v1", true);
     assert_eq!(grow(REFERENCED_KITS, &leaf).expect("as many as are allowed").layers.len(), REFERENCED_KITS);
-    assert!(matches!(grow(REFERENCED_KITS + 1, &leaf), Err(LineageError::TooMany(_))));
+    assert!(matches!(grow(REFERENCED_KITS + 1, &leaf), Err(LineageError::TooMany(chain)) if chain == ["top:v1", "leaf:v1"]));
+    let unwanted = |count| Kits(&[("top:v1", referring(count))]).grow("top:v1", false);
+    assert_eq!(unwanted(REMOTE_DATASETS).expect("as many as are allowed").remote.len(), REMOTE_DATASETS);
+    assert!(matches!(unwanted(REMOTE_DATASETS + 1), Err(LineageError::TooManyRemote(4097))));
     // The root's own documents count too.
     let padded = documents(&[layer(DATASET, 1)], &format!("{}{}", datasets(&[("leaf", 1)]), " ".repeat(4_000_000)));
     let fits = usize::try_from(REFERRING_DOCUMENT_BYTES).expect("small") / 4_000_000;
