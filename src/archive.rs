@@ -9,6 +9,7 @@
 //! `GNU.sparse.` record, files without a name. The order of the entries and what they mean together is the business of [`crate::index`].
 
 mod header;
+mod members;
 #[cfg(test)]
 mod model;
 mod pax;
@@ -21,6 +22,7 @@ use header::{BLOCK, RawHeader};
 use pax::Extensions;
 
 pub use crate::index::{Kind, NewEntry, Place};
+pub use members::{BLOCK_BYTES, Begins, Member, MemberError, MemberKind, Members};
 
 use crate::index::IndexError;
 use crate::limits::TAR_EXTENSION_BYTES;
@@ -152,7 +154,7 @@ enum State {
     Trailing,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ExtensionKind {
     Pax,
     LongName,
@@ -412,7 +414,7 @@ impl State {
 }
 
 /// What is missing to a whole number of blocks.
-fn padding(size: u64) -> u64 {
+pub(crate) fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }
 

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tokio::runtime::Runtime;
 
+use crate::credentials;
 use crate::kit::Member;
 use crate::oci::Reference;
 use crate::path::RelPath;
@@ -88,10 +89,14 @@ impl Session {
         let dir = std::path::absolute(&dir).map_err(|source| CliError::Folder { path: dir, source })?;
         let ca_cert = sources.ca_cert.clone();
         let ca_cert = ca_cert.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
+        // Said in the mount's plan, so that its worker looks where this command did.
+        let kitops_home = credentials::kit_home();
+        let kitops_home =
+            kitops_home.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
         Ok(Self {
             store: Store::open(&dir)?,
-            options: SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline },
+            options: SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home },
             runtime: runtime.map_err(CliError::Runtime)?,
         })
     }

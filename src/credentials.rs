@@ -99,6 +99,17 @@ pub enum CredentialError {
     HelperAnswer(String),
 }
 
+/// The folder in which kit keeps what is its own, as this process's environment says. `None` if nothing says where.
+pub fn kit_home() -> Option<PathBuf> {
+    kit_home_of(&|name| env::var_os(name).filter(|value| !value.is_empty()))
+}
+
+fn kit_home_of(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let path = |name: &str| variable(name).map(PathBuf::from);
+    let data = || path("XDG_DATA_HOME").or_else(|| path("HOME").map(|home| home.join(".local/share")));
+    path("KITOPS_HOME").or_else(|| data().map(|data| data.join("kitops")))
+}
+
 impl Secret {
     /// Hides `text`.
     pub fn new(text: impl Into<String>) -> Self {
@@ -136,8 +147,7 @@ impl Credentials {
     fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let path = |name: &str| variable(name).map(PathBuf::from);
         let home = |below: &str| path("HOME").map(|home| home.join(below));
-        let kit =
-            path("KITOPS_HOME").or_else(|| path("XDG_DATA_HOME").map(|data| data.join("kitops"))).or_else(|| home(".local/share/kitops"));
+        let kit = kit_home_of(&variable);
         Self::from_files(
             [
                 path("REGISTRY_AUTH_FILE"),

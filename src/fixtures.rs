@@ -31,6 +31,10 @@ pub(crate) fn cases(kind: &str) -> Vec<Case> {
     cases
 }
 
+pub(crate) fn case(kind: &str, name: &str) -> Case {
+    cases(kind).into_iter().find(|case| case.name == name).expect(name)
+}
+
 impl Case {
     fn read(folder: &Path) -> io::Result<Self> {
         let (mut blobs, mut index) = (BTreeMap::new(), Value::Null);

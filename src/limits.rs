@@ -231,6 +231,31 @@ pub const LAYOUT_MANIFESTS: usize = 10_000;
 pub const LAYOUT_NAMES_SHOWN: usize = 20;
 /// Bytes of a blob in a layout that are read at once.
 pub const LAYOUT_CHUNK_BYTES: usize = 1 << 20;
+/// Headers of a layout that is an archive, extended ones included. It has a few members for each kit; even the largest manifest lists
+/// 4,096 layers. What is kept of each is some 200 bytes.
+pub const ARCHIVE_HEADERS: u32 = 65_536;
+/// Bytes of all extended headers of an archive, which have to be read to know what they override: a kilobyte for each header.
+pub const ARCHIVE_EXTENSION_BYTES: u64 = 64 << 20;
+/// Bytes of a compressed archive that are inflated at once: they become a thousand times as many at most, which wait in memory.
+pub const ARCHIVE_INPUT_BYTES: usize = 8 << 10;
+/// Bytes up to which a member of a compressed archive is kept when the archive is read first: manifests and configs, which would
+/// otherwise cost another pass each.
+pub const ARCHIVE_KEPT_MEMBER_BYTES: u64 = 256 << 10;
+/// Bytes of all members that are kept.
+pub const ARCHIVE_KEPT_BYTES: u64 = 4 << 20;
+/// Places in a compressed archive up to which it is inflated, ready to go on from there: as many as layers are fetched at once by a command.
+/// Each has a window of 32 KiB and what the last input became.
+pub const ARCHIVE_UNPACKERS: usize = 4;
+/// Times that a file of kit's storage is read which is no JSON: kit writes it in place, so that half of it may be there for a moment.
+pub const KIT_STORAGE_READS: u32 = 3;
+/// How long kit is given to finish such a file.
+pub const KIT_STORAGE_PAUSE: Duration = Duration::from_millis(100);
+/// Manifests that an OCI index may lead to, those of an index in it included. Each has to be looked at to know which are kits.
+pub const INDEX_MANIFESTS: usize = 64;
+/// Bytes of all manifests that an OCI index leads to. Honest ones have a few kilobytes each.
+pub const INDEX_DOCUMENTS_BYTES: u64 = 16 << 20;
+/// Names, platforms and annotations of a kit in an index that an error shows.
+pub const INDEX_FACTS_SHOWN: usize = 6;
 
 // ---- store
 

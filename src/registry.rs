@@ -57,7 +57,7 @@ pub use retry::Timing;
 /// The header with the digest of what is sent.
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
-/// The media types that are asked for at `/manifests/`. An index is no kit; but asking for it lets us say so.
+/// The media types that are asked for at `/manifests/`. An index may stand for the kit in it.
 const MANIFEST_TYPES: [&str; 4] = [IMAGE_MANIFEST, IMAGE_INDEX, IMAGE_MANIFEST_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
 
 /// How a registry is reached.
@@ -261,7 +261,9 @@ fn media_type(document: &Document) -> String {
     }
     let header = document.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let header = header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if MANIFEST_TYPES.contains(&header.as_str()) {
+    // What says nothing of use: stores of files without an idea of what is in them. Anything else was not asked for, but it is what the
+    // registry says that this is, and whoever reads it refuses it by that name.
+    if !["", "application/json", "application/octet-stream", "binary/octet-stream", "text/plain"].contains(&header.as_str()) {
         return header;
     }
     let named = serde_json::from_slice::<Named>(&document.bytes).ok().and_then(|named| named.media_type);

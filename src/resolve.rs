@@ -3,6 +3,7 @@
 //! A tag is asked for once; from then on its digest is the only name. Manifest and config are checked before they are read, and kept in
 //! the cache, so that a kit that was here once needs no network by digest, and none by tag if the user says so. No layer is touched.
 
+mod choose;
 mod follow;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::oci::{Reference, Transport};
 use crate::source::{self, Pin, Source, SourceError, SourceOptions};
 use crate::store::{Store, StoreError};
 use crate::verify::{Mismatch, Verified};
+
+pub use choose::{Choice, ChoiceError};
 
 /// A kit that stands on one digest, as does everything that it refers to.
 #[derive(Debug, Clone)]
@@ -113,6 +116,15 @@ pub enum ResolveError {
         #[source]
         source: Box<KitError>,
     },
+    /// It is an OCI index, and which kit is meant cannot be said.
+    #[error("{reference} cannot be used")]
+    Choice {
+        /// The reference.
+        reference: String,
+        /// Why not.
+        #[source]
+        source: Box<ChoiceError>,
+    },
     /// A kit that it refers to came to none.
     #[error("cannot follow the references {}", chain.join(" => "))]
     Reference {
@@ -132,12 +144,6 @@ pub enum ResolveError {
         /// What the last place said.
         #[source]
         source: Box<ResolveError>,
-    },
-    /// A kit is in a place that is not read.
-    #[error("{reference} names no registry, so it is in kit's own storage, which this version of kitfs does not read")]
-    LocalStorage {
-        /// The reference in the Kitfile.
-        reference: String,
     },
     /// The kits cannot be put together.
     #[error(transparent)]
@@ -162,14 +168,21 @@ pub enum ResolveError {
 }
 
 impl ResolveError {
+    /// The error itself, without the way to it.
+    pub fn innermost(&self) -> &Self {
+        match self {
+            Self::Reference { source, .. } | Self::Nowhere { source, .. } => source.innermost(),
+            error => error,
+        }
+    }
+
     /// What kind of trouble it is.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Source { source, .. } => ErrorClass::of_source(source),
             Self::Content { .. } => ErrorClass::Content,
-            Self::Kit { .. } | Self::Lineage(_) => ErrorClass::Refused,
+            Self::Kit { .. } | Self::Choice { .. } | Self::Lineage(_) => ErrorClass::Refused,
             Self::Reference { source, .. } | Self::Nowhere { source, .. } => source.class(),
-            Self::LocalStorage { .. } => ErrorClass::Refused,
             Self::Store(error) => error.class(),
             Self::NeverResolved { .. } | Self::NotCached { .. } => ErrorClass::Network,
         }
@@ -210,9 +223,9 @@ impl Asking<'_> {
     fn one(&self, reference: &Reference) -> Result<One, ResolveError> {
         let resolver = Resolver { reference, store: self.store };
         let source = source::open(reference, self.options).map_err(|error| resolver.failed(error.into()))?;
-        // A layout is no network.
+        // Only a registry is the network.
         let documents = if self.options.offline && matches!(reference.transport(), Transport::Registry(_)) {
-            resolver.kept()
+            self.runtime.block_on(resolver.kept())
         } else {
             self.runtime.block_on(source::asking(&*source, self.until, resolver.documents(&*source)))
         };
@@ -236,6 +249,7 @@ enum Failure {
     Source(Box<SourceError>),
     Content { what: &'static str, mismatch: Box<Mismatch> },
     Kit { manifest: Digest, error: Box<KitError> },
+    Choice(Box<ChoiceError>),
     Store(StoreError),
     NeverResolved,
     NotCached { what: &'static str, digest: Digest },
@@ -256,13 +270,13 @@ impl From<StoreError> for Failure {
 impl Resolver<'_> {
     async fn documents(&self, source: &dyn Source) -> Result<Answer, Failure> {
         let (manifest, pin) = match self.kept_by_digest()? {
-            Some(manifest) => (manifest, PinnedBy::User),
+            Some(found) => (self.chosen(found, Some(source)).await?, PinnedBy::User),
             None => self.resolve(source).await?,
         };
         let descriptor = self.config_of(&manifest)?;
         let config = match self.store.document(&descriptor)? {
             Some(config) => config,
-            None => self.fetch(source, &descriptor).await?,
+            None => self.fetch(source, &descriptor, "config").await?,
         };
         Ok((manifest, config, pin))
     }
@@ -289,25 +303,29 @@ impl Resolver<'_> {
         };
         self.store.put_document(&manifest)?;
         self.store.remember(&manifest.descriptor().digest.to_string(), manifest.descriptor())?;
+        let manifest = self.chosen(manifest, Some(source)).await?;
         if pin == PinnedBy::Source {
             self.store.remember(&self.reference.to_string(), manifest.descriptor())?;
         }
         Ok((manifest, pin))
     }
 
-    async fn fetch(&self, source: &dyn Source, descriptor: &Descriptor) -> Result<Verified<Bytes>, Failure> {
+    async fn fetch(&self, source: &dyn Source, descriptor: &Descriptor, what: &'static str) -> Result<Verified<Bytes>, Failure> {
         let mut checked = source.document(descriptor).await?.verify(descriptor);
         if checked.is_err() {
             checked = source.document(descriptor).await?.verify(descriptor);
         }
-        let config = checked.map_err(|mismatch| Failure::Content { what: "config", mismatch: Box::new(mismatch) })?;
-        self.store.put_document(&config)?;
-        Ok(config)
+        let document = checked.map_err(|mismatch| Failure::Content { what, mismatch: Box::new(mismatch) })?;
+        self.store.put_document(&document)?;
+        Ok(document)
     }
 
-    fn kept(&self) -> Result<Answer, Failure> {
+    async fn kept(&self) -> Result<Answer, Failure> {
         let (manifest, pin) = match self.reference.digest() {
-            Some(digest) => (self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?, PinnedBy::User),
+            Some(digest) => {
+                let found = self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?;
+                (self.chosen(found, None).await?, PinnedBy::User)
+            }
             None => {
                 let descriptor = self.store.remembered(&self.reference.to_string())?.ok_or(Failure::NeverResolved)?;
                 let missing = Failure::NotCached { what: "manifest", digest: descriptor.digest };
@@ -333,6 +351,7 @@ impl Resolver<'_> {
             }
             Failure::Content { what, mismatch } => ResolveError::Content { reference, what, source: mismatch },
             Failure::Kit { manifest, error } => self.refused(manifest, *error),
+            Failure::Choice(source) => ResolveError::Choice { reference, source },
             Failure::Store(error) => ResolveError::Store(error),
             Failure::NeverResolved => ResolveError::NeverResolved { reference },
             Failure::NotCached { what, digest } => ResolveError::NotCached { what, digest },

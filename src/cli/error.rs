@@ -11,7 +11,7 @@ use crate::failure::ErrorClass;
 use crate::kit::KitError;
 use crate::oci::ReferenceError;
 use crate::preflight::PreflightError;
-use crate::resolve::ResolveError;
+use crate::resolve::{ChoiceError, ResolveError};
 use crate::run::RunError;
 use crate::source::SourceError;
 use crate::store::StoreError;
@@ -114,7 +114,7 @@ impl CliError {
                 vec![format!("name the registry too, as in `registry.example.com/{text}`").into()]
             }
             Self::Reference(_) => vec![
-                "a reference is `HOST/REPOSITORY[:TAG][@DIGEST]` with a repository in lower case, or `oci:DIR[:NAME]` for an OCI layout"
+                "a reference is `HOST/REPOSITORY[:TAG][@DIGEST]` with a repository in lower case, `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]` for an OCI layout, or `kitops:REF` for kit's storage"
                     .into(),
             ],
             Self::Resolve(error) => hints_of_resolve(error),
@@ -133,10 +133,21 @@ impl CliError {
 
     /// What belongs to the error and is no cause of it.
     pub(crate) fn details(&self) -> Vec<String> {
-        let Self::Umount(UmountError::Busy { holders, mounts, .. }) = self else { return Vec::new() };
-        let holders = holders.iter().map(ToString::to_string);
-        let mounts = mounts.iter().map(|mount| format!("{} is mounted in it", mount.display()));
-        holders.chain(mounts).collect()
+        match self {
+            Self::Umount(UmountError::Busy { holders, mounts, .. }) => {
+                let holders = holders.iter().map(ToString::to_string);
+                let mounts = mounts.iter().map(|mount| format!("{} is mounted in it", mount.display()));
+                holders.chain(mounts).collect()
+            }
+            Self::Resolve(error) => match error.innermost() {
+                ResolveError::Choice { source, .. } => match &**source {
+                    ChoiceError::Several { kits, .. } => kits.iter().map(ToString::to_string).collect(),
+                    _ => Vec::new(),
+                },
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -154,7 +165,7 @@ fn exit_of_code(code: u8) -> Exit {
 }
 
 fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
-    match error {
+    match error.innermost() {
         ResolveError::Source { remembered, source, .. } => {
             let mut hints = hints_of_source(source);
             if *remembered && exit_of(error.class()) == Exit::Failed {
@@ -170,11 +181,16 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
             KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
             _ => Vec::new(),
         },
-        ResolveError::Reference { source, .. } | ResolveError::Nowhere { source, .. } => hints_of_resolve(source),
-        ResolveError::LocalStorage { .. } => {
-            vec!["push that kit to a registry and refer to it there, or put both into an OCI layout".into()]
-        }
-        ResolveError::Lineage(_) => Vec::new(),
+        // Those of their innermost error.
+        ResolveError::Reference { .. } | ResolveError::Nowhere { .. } | ResolveError::Lineage(_) => Vec::new(),
+        ResolveError::Choice { source, .. } => match &**source {
+            ChoiceError::Several { kits, .. } => {
+                let first = kits.first().map(|kit| kit.digest.to_string()).unwrap_or_default();
+                vec![format!("name one of them by its digest: the same reference with `@{first}` in place of tag or name").into()]
+            }
+            ChoiceError::None { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
+            _ => Vec::new(),
+        },
         ResolveError::Store(error) => hints_of_store(error),
         ResolveError::NeverResolved { .. } => vec!["run it once without `--offline`, or name the kit by its digest".into()],
         ResolveError::NotCached { .. } => vec!["fetch the kit once with `kitfs pull`".into()],
@@ -191,6 +207,9 @@ fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
             vec!["log in with `docker login`, `podman login` or `kit login`, or ask for the right to read it".into()]
         }
         SourceError::NotFound { .. } => vec!["look whether all parts of the reference are spelled right".into()],
+        SourceError::Local { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            vec!["ask for the right to read it, or run kitfs as somebody who has it".into()]
+        }
         _ => Vec::new(),
     }
 }

@@ -5,14 +5,13 @@
 
 use std::fmt;
 
-use crate::oci::{Reference, Transport};
+use crate::oci::{Reference, RegistryName, Transport};
 
 /// Another kit, as a Kitfile names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KitReference {
     written: String,
     meant: Reference,
-    local: bool,
 }
 
 impl KitReference {
@@ -24,12 +23,12 @@ impl KitReference {
         // Kit takes further tags, behind commas, and does not use them here.
         let first = text.split(',').next().unwrap_or_default();
         let names_registry = first.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']));
-        let meant: Reference = if names_registry {
-            first.parse().ok()?
+        let meant = if names_registry {
+            first.parse().ok().filter(|meant: &Reference| matches!(meant.transport(), Transport::Registry(_)))
         } else {
-            format!("{LOCAL}{}", first.strip_prefix(LOCAL).unwrap_or(first)).parse().ok()?
+            Reference::in_kit_storage(first.strip_prefix(LOCAL).unwrap_or(first), None)
         };
-        matches!(meant.transport(), Transport::Registry(_)).then(|| Self { written: text.to_owned(), meant, local: !names_registry })
+        meant.map(|meant| Self { written: text.to_owned(), meant })
     }
 
     /// The text in the Kitfile.
@@ -37,23 +36,23 @@ impl KitReference {
         &self.written
     }
 
-    /// What it means. A kit of kit's own storage has the host `localhost`.
+    /// What it means: a kit in a registry, or one of kit's own storage on this host, which is what kit takes a name without a registry for.
     pub fn meant(&self) -> &Reference {
         &self.meant
     }
 
-    /// True if the kit is one of kit's own storage on this host, which is what kit takes a name without a registry for.
-    pub fn is_local(&self) -> bool {
-        self.local
-    }
-
     /// The names that the kit can have where kits have their full names, the likeliest first.
     pub fn names(&self) -> Vec<String> {
-        let Transport::Registry(meant) = self.meant.transport() else { return Vec::new() };
-        let tag = meant.tag().map(|tag| format!(":{tag}")).unwrap_or_default();
-        let full = format!("{}/{}{tag}", meant.host(), meant.repository());
-        // Kit leaves `localhost/` out wherever it shows a name.
-        if self.local { vec![format!("{}{tag}", meant.repository()), full] } else { vec![full] }
+        let name = |meant: &RegistryName| {
+            let tag = meant.tag().map(|tag| format!(":{tag}")).unwrap_or_default();
+            format!("{}{tag}", meant.repository())
+        };
+        match self.meant.transport() {
+            Transport::Registry(meant) => vec![format!("{}/{}", meant.host(), name(meant))],
+            // Kit leaves `localhost/` out wherever it shows a name.
+            Transport::Kitops(meant) => vec![name(meant), format!("{LOCAL}{}", name(meant))],
+            Transport::Layout(_) | Transport::Archive(_) => Vec::new(),
+        }
     }
 }
 
@@ -73,20 +72,20 @@ mod tests {
     #[test]
     fn references_are_told_from_paths_as_kit_does() {
         let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        for (text, meant, local, names) in [
-            ("reg.example/a/b:v1", "reg.example/a/b:v1", false, &["reg.example/a/b:v1"][..]),
-            ("reg.example/a/b:v1,v2", "reg.example/a/b:v1", false, &["reg.example/a/b:v1"]),
-            ("reg.example:5000/b", "reg.example:5000/b:latest", false, &["reg.example:5000/b:latest"]),
-            ("localhost:5000/b:v1", "localhost:5000/b:v1", false, &["localhost:5000/b:v1"]),
-            ("localhost/b:v1", "localhost/b:v1", true, &["b:v1", "localhost/b:v1"]),
-            ("a/b:v1", "localhost/a/b:v1", true, &["a/b:v1", "localhost/a/b:v1"]),
-            ("weights:v2", "localhost/weights:v2", true, &["weights:v2", "localhost/weights:v2"]),
+        for (text, meant, names) in [
+            ("reg.example/a/b:v1", "reg.example/a/b:v1", &["reg.example/a/b:v1"][..]),
+            ("reg.example/a/b:v1,v2", "reg.example/a/b:v1", &["reg.example/a/b:v1"]),
+            ("reg.example:5000/b", "reg.example:5000/b:latest", &["reg.example:5000/b:latest"]),
+            ("localhost:5000/b:v1", "localhost:5000/b:v1", &["localhost:5000/b:v1"]),
+            ("localhost/b:v1", "kitops:b:v1", &["b:v1", "localhost/b:v1"]),
+            ("a/b:v1", "kitops:a/b:v1", &["a/b:v1", "localhost/a/b:v1"]),
+            ("weights:v2", "kitops:weights:v2", &["weights:v2", "localhost/weights:v2"]),
             // No transports here: a Kitfile names no folder of this host.
-            ("oci:kits", "localhost/oci:kits", true, &["oci:kits", "localhost/oci:kits"]),
-            ("kitops:kits", "localhost/kitops:kits", true, &["kitops:kits", "localhost/kitops:kits"]),
+            ("oci:kits", "kitops:oci:kits", &["oci:kits", "localhost/oci:kits"]),
+            ("kitops:kits", "kitops:kitops:kits", &["kitops:kits", "localhost/kitops:kits"]),
         ] {
             let reference = KitReference::parse(text).expect(text);
-            assert_eq!((reference.meant().to_string().as_str(), reference.is_local(), reference.written()), (meant, local, text));
+            assert_eq!((reference.meant().to_string().as_str(), reference.written()), (meant, text));
             assert_eq!(reference.names(), names, "{text}");
         }
         let pinned = KitReference::parse(&format!("reg.example/a@{digest}")).expect("well-formed");

@@ -1,23 +1,41 @@
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use futures_util::StreamExt as _;
+use rustix::fs::{FileType, Mode};
 
 use super::*;
 use crate::digest::Algorithm;
-use crate::oci::{Reference, Transport};
+use crate::oci::{IMAGE_MANIFEST, Reference, Transport};
+
+mod archives;
+mod kits;
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// What a layout can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Folder,
+    Tar,
+    Gzip,
+}
+
+const FORMS: [Form; 3] = [Form::Folder, Form::Tar, Form::Gzip];
 
 struct Fixture {
     dir: tempfile::TempDir,
     listed: Vec<String>,
+    form: Form,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    fn new(form: Form) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         fs::create_dir_all(dir.path().join("blobs/sha256")).expect("made");
         fs::write(dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("written");
-        let fixture = Self { dir, listed: Vec::new() };
+        let fixture = Self { dir, listed: Vec::new(), form };
         fixture.write_index();
         fixture
     }
@@ -48,14 +66,28 @@ impl Fixture {
         fs::write(self.dir.path().join(name), text).expect("written");
     }
 
+    /// Opens it in its form, as it is now.
     fn open(&self, suffix: &str) -> Result<Layout, SourceError> {
-        let reference: Reference = format!("oci:{}{suffix}", self.dir.path().display()).parse().expect("a reference");
-        let Transport::Layout(name) = reference.transport() else { panic!("a layout") };
-        Layout::new(name, reference.digest())
+        let dir = self.dir.path().display();
+        if self.form == Form::Folder {
+            return open(&format!("oci:{dir}{suffix}"));
+        }
+        let archive = self.dir.path().join("archive");
+        fs::write(&archive, archives::packed(self.form, &archives::tar_of(self.dir.path()))).expect("written");
+        open(&format!("oci-archive:{dir}/archive{suffix}"))
     }
 
     async fn resolve(&self, suffix: &str) -> Result<Resolved, SourceError> {
         self.open(suffix)?.resolve().await
+    }
+}
+
+fn open(reference: &str) -> Result<Layout, SourceError> {
+    let reference: Reference = reference.parse().expect("a reference");
+    match reference.transport() {
+        Transport::Layout(name) => Layout::folder(name, reference.digest()),
+        Transport::Archive(name) => Ok(Layout::archive(name, reference.digest())),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -69,7 +101,13 @@ async fn bytes_of(mut stream: BlobStream) -> Result<(usize, Vec<usize>), SourceE
 
 #[tokio::test]
 async fn names_of_manifests() {
-    let mut layout = Fixture::new();
+    for form in FORMS {
+        names_of_manifests_in(form).await;
+    }
+}
+
+async fn names_of_manifests_in(form: Form) {
+    let mut layout = Fixture::new(form);
     assert!(matches!(layout.resolve("").await, Err(SourceError::NotFound { .. })));
     let first = layout.list(b"first", Some("reg.example/a:v1"));
     assert_eq!(layout.resolve("").await.expect("the only one").descriptor.digest, first);
@@ -102,7 +140,10 @@ async fn names_of_manifests() {
             (got, expected) => panic!("{suffix}: expected {expected:?}, got {got:?}"),
         }
     }
-    assert!(matches!(layout.open("/missing"), Err(SourceError::NotFound { .. })));
+    let missing = open(&format!("oci:{}/missing", layout.dir.path().display()));
+    assert!(matches!(missing, Err(SourceError::NotFound { .. })));
+    let missing = open(&format!("oci-archive:{}/missing", layout.dir.path().display())).expect("nothing was looked at");
+    assert!(matches!(missing.resolve().await, Err(SourceError::NotFound { .. })));
 }
 
 #[tokio::test]
@@ -113,7 +154,7 @@ async fn what_is_no_layout_is_refused() {
     let good = entry(&digest.to_string(), "1");
     let many = |count: usize| index(&vec![good.as_str(); count].join(","));
     let padded = |bytes: u64| format!("{}{}", index(&good), " ".repeat(bytes as usize - index(&good).len()));
-    for (name, text, expected) in [
+    for (form, name, text, expected) in [
         ("oci-layout", r#"{"imageLayoutVersion":"2.0.0"}"#.to_owned(), Some("version `2.0.0`")),
         ("oci-layout", "{}".to_owned(), Some("missing")),
         ("oci-layout", "[]".to_owned(), Some("an object")),
@@ -130,22 +171,33 @@ async fn what_is_no_layout_is_refused() {
         ("index.json", many(limits::LAYOUT_MANIFESTS + 1), Some("10000 are allowed")),
         ("index.json", padded(limits::LAYOUT_INDEX_BYTES), None),
         ("index.json", padded(limits::LAYOUT_INDEX_BYTES + 1), Some("more than 4194304 bytes")),
-    ] {
-        let layout = Fixture::new();
+    ]
+    .into_iter()
+    .flat_map(|(name, text, expected)| FORMS.map(|form| (form, name, text.clone(), expected)))
+    {
+        let layout = Fixture::new(form);
         layout.blob(b"x");
         layout.write(name, &text);
         let shown = &text[..text.len().min(100)];
         match (layout.resolve("").await, expected) {
             (Ok(_), None) => {}
-            (Err(error @ SourceError::Protocol { .. }), Some(part)) => assert!(error.to_string().contains(part), "{shown}: {error}"),
-            (got, _) => panic!("{shown}: {got:?}"),
+            (Err(error @ SourceError::Protocol { .. }), Some(part)) => {
+                assert!(error.to_string().contains(part), "{form:?} {shown}: {error}")
+            }
+            (got, _) => panic!("{form:?} {shown}: {got:?}"),
         }
     }
 }
 
 #[tokio::test]
 async fn a_blob_comes_in_chunks_from_any_offset() {
-    let layout = Fixture::new();
+    for form in FORMS {
+        a_blob_comes_in_chunks_from_any_offset_of(form).await;
+    }
+}
+
+async fn a_blob_comes_in_chunks_from_any_offset_of(form: Form) {
+    let layout = Fixture::new(form);
     let content: Vec<u8> = (0..limits::LAYOUT_CHUNK_BYTES * 2 + 5).map(|n| (n % 251) as u8).collect();
     let digest = layout.blob(&content);
     let size = content.len() as u64;
@@ -173,7 +225,7 @@ async fn a_blob_comes_in_chunks_from_any_offset() {
 
 #[tokio::test]
 async fn only_regular_files_below_the_folder_are_opened() {
-    let layout = Fixture::new();
+    let layout = Fixture::new(Form::Folder);
     let source = layout.open("").expect("a folder");
     let named = |name: &str| Digest::of(Algorithm::Sha256, name.as_bytes());
     symlink("/etc/passwd", layout.path(&named("link"))).expect("made");
@@ -190,7 +242,7 @@ async fn only_regular_files_below_the_folder_are_opened() {
     let missing = Descriptor { media_type: "x/y".into(), digest: named("missing"), size: 5 };
     assert!(matches!(bytes_of(source.blob(&missing, 0)).await, Err(SourceError::NotFound { .. })));
 
-    let other = Fixture::new();
+    let other = Fixture::new(Form::Folder);
     let digest = other.blob(b"outside");
     fs::remove_dir_all(layout.dir.path().join("blobs")).expect("gone");
     symlink(other.dir.path().join("blobs"), layout.dir.path().join("blobs")).expect("made");
@@ -200,7 +252,13 @@ async fn only_regular_files_below_the_folder_are_opened() {
 
 #[tokio::test]
 async fn a_document_shows_that_it_is_too_long_or_too_short() {
-    let layout = Fixture::new();
+    for form in FORMS {
+        a_document_shows_it_in(form).await;
+    }
+}
+
+async fn a_document_shows_it_in(form: Form) {
+    let layout = Fixture::new(form);
     let digest = layout.blob(b"config");
     let source = layout.open("").expect("a folder");
     for (size, expected) in [(6, 6), (5, 6), (3, 4), (9, 6)] {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{IMAGE_INDEX, IMAGE_MANIFEST};
+use super::{DOCKER_MANIFEST_LIST, IMAGE_INDEX, IMAGE_MANIFEST};
 use crate::descriptor::Descriptor;
 use crate::digest::DigestError;
 use crate::json::{Json, JsonError, Object};
@@ -45,7 +45,7 @@ pub enum ManifestError {
     #[error("the manifest is malformed")]
     Malformed(#[from] JsonError),
     /// It is a list of manifests.
-    #[error("this is an OCI index, a list of manifests for several kits or platforms: name one of them by its digest")]
+    #[error("this is an OCI index, a list of manifests")]
     Index,
     /// It has another media type.
     #[error("the manifest's media type is `{0}`, expected `{IMAGE_MANIFEST}`")]
@@ -93,7 +93,7 @@ impl Manifest {
         {
             match claimed {
                 IMAGE_MANIFEST => {}
-                IMAGE_INDEX | "application/vnd.docker.distribution.manifest.list.v2+json" => return Err(ManifestError::Index),
+                IMAGE_INDEX | DOCKER_MANIFEST_LIST => return Err(ManifestError::Index),
                 other => return Err(ManifestError::MediaType(other.to_owned())),
             }
         }

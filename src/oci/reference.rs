@@ -9,7 +9,8 @@ use crate::limits;
 
 /// Where a kit is, and which one it is there.
 ///
-/// `HOST/REPOSITORY[:TAG][@DIGEST]` for a registry, `oci:DIR[:NAME][@DIGEST]` for an OCI layout. It prints in one canonical spelling.
+/// `HOST/REPOSITORY[:TAG][@DIGEST]` for a registry, `oci:DIR[:NAME][@DIGEST]` and `oci-archive:FILE[:NAME][@DIGEST]` for an OCI layout,
+/// `kitops:[HOST/]REPOSITORY[:TAG][@DIGEST]` for kit's own storage. It prints in one canonical spelling.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     transport: Transport,
@@ -23,7 +24,14 @@ pub enum Transport {
     Registry(RegistryName),
     /// A folder that is an OCI image layout.
     Layout(LayoutName),
+    /// A tar of such a folder.
+    Archive(LayoutName),
+    /// Kit's own storage on this host, which names its kits by the registry that they are of.
+    Kitops(RegistryName),
 }
+
+/// The registry of kits in kit's storage that name none.
+const KIT_LOCALHOST: &str = "localhost";
 
 /// A repository of a registry and a tag in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,7 +44,7 @@ pub struct RegistryName {
 /// An OCI image layout and a name in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LayoutName {
-    dir: PathBuf,
+    path: PathBuf,
     name: Option<String>,
 }
 
@@ -50,7 +58,9 @@ pub enum ReferenceError {
     #[error("`{0}` is a URL: a reference has no `{1}` before the host")]
     Url(String, String),
     /// The transport is one that skopeo or kit knows and kitfs does not.
-    #[error("`{0}`: the transport `{1}:` is not known (a registry's `HOST/REPOSITORY` and `oci:DIR` are)")]
+    #[error(
+        "`{0}`: the transport `{1}:` is not known (a registry's `HOST/REPOSITORY`, `oci:DIR`, `oci-archive:FILE` and `kitops:REF` are)"
+    )]
     Transport(String, String),
     /// The first part is no host.
     #[error("`{0}` names no registry: expected HOST/REPOSITORY[:TAG][@DIGEST] with a `.` or `:` in HOST, or `localhost`")]
@@ -71,8 +81,11 @@ pub enum ReferenceError {
     #[error("`{0}`")]
     Digest(String, #[source] DigestError),
     /// There is no folder after `oci:`.
-    #[error("`{0}` names no folder: expected oci:DIR[:NAME]")]
+    #[error("`{0}` names no folder: expected oci:DIR[:NAME], where DIR has no colon")]
     NoFolder(String),
+    /// There is no file after `oci-archive:`.
+    #[error("`{0}` names no file: expected oci-archive:FILE[:NAME], where FILE has no colon")]
+    NoFile(String),
     /// There is a control character in it.
     #[error("the reference `{}` has a control character in it", .0.escape_debug())]
     Control(String),
@@ -101,27 +114,36 @@ impl Reference {
 
     /// Another kit in the place where this one is, by the name that it would have there. `None` for a registry, where a name says by itself where it is.
     pub fn beside(&self, name: &str, digest: Option<Digest>) -> Option<Self> {
-        match &self.transport {
-            Transport::Registry(_) => None,
-            Transport::Layout(LayoutName { dir, .. }) => {
-                let name = LayoutName { dir: dir.clone(), name: Some(name.to_owned()) };
-                Some(Self { transport: Transport::Layout(name), digest })
-            }
-        }
+        let named = |LayoutName { path, .. }: &LayoutName| LayoutName { path: path.clone(), name: Some(name.to_owned()) };
+        let transport = match &self.transport {
+            Transport::Registry(_) => return None,
+            Transport::Layout(layout) => Transport::Layout(named(layout)),
+            Transport::Archive(layout) => Transport::Archive(named(layout)),
+            Transport::Kitops(_) => return Self::in_kit_storage(name, digest),
+        };
+        Some(Self { transport, digest })
     }
 
-    /// The same reference as it is meant from anywhere: a folder that is not absolute is taken to stand in `base`.
+    /// A kit of kit's own storage. `None` if it can have none of that name.
+    pub fn in_kit_storage(name: &str, digest: Option<Digest>) -> Option<Self> {
+        let digest = digest.map(|digest| format!("@{digest}")).unwrap_or_default();
+        format!("kitops:{name}{digest}").parse().ok()
+    }
+
+    /// The same reference as it is meant from anywhere: a path that is not absolute is taken to begin in `base`.
     pub fn absolute(&self, base: &Path) -> Self {
+        let below = |LayoutName { path, name }: &LayoutName| LayoutName { path: base.join(path), name: name.clone() };
         let transport = match &self.transport {
-            Transport::Layout(LayoutName { dir, name }) => Transport::Layout(LayoutName { dir: base.join(dir), name: name.clone() }),
-            Transport::Registry(_) => self.transport.clone(),
+            Transport::Layout(layout) => Transport::Layout(below(layout)),
+            Transport::Archive(layout) => Transport::Archive(below(layout)),
+            Transport::Registry(_) | Transport::Kitops(_) => self.transport.clone(),
         };
         Self { transport, digest: self.digest }
     }
 }
 
 impl RegistryName {
-    /// The host in lower case, with its port if one was given.
+    /// The host with its port if one was given; of a registry that is asked in lower case, in kit's storage as it was written.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -138,9 +160,9 @@ impl RegistryName {
 }
 
 impl LayoutName {
-    /// The folder with `oci-layout` and `index.json`.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// The folder with `oci-layout` and `index.json`, or the archive of it.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The name in it: an `org.opencontainers.image.ref.name`, or the tag of one. `None` means the only manifest that there is.
@@ -162,32 +184,32 @@ impl FromStr for Reference {
         if let Some(end) = text.find("://") {
             return Err(ReferenceError::Url(text.to_owned(), text[..end + 3].to_owned()));
         }
-        if let Some(rest) = text.strip_prefix("oci:") {
-            return layout(text, rest);
+        match text.split_once(':') {
+            Some(("oci", rest)) => layout(text, rest, Transport::Layout, ReferenceError::NoFolder),
+            Some(("oci-archive", rest)) => layout(text, rest, Transport::Archive, ReferenceError::NoFile),
+            Some(("kitops", rest)) => kitops(text, rest),
+            Some((transport @ ("dir" | "docker-archive" | "containers-storage"), _)) => {
+                Err(ReferenceError::Transport(text.to_owned(), transport.to_owned()))
+            }
+            _ => registry(text),
         }
-        if let Some((transport @ ("oci-archive" | "kitops" | "dir" | "docker-archive" | "containers-storage"), _)) = text.split_once(':') {
-            return Err(ReferenceError::Transport(text.to_owned(), transport.to_owned()));
-        }
-        registry(text)
     }
 }
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.transport {
-            Transport::Registry(RegistryName { host, repository, tag }) => {
-                write!(f, "{host}/{repository}")?;
-                if let Some(tag) = tag {
-                    write!(f, ":{tag}")?;
-                }
-            }
-            Transport::Layout(LayoutName { dir, name }) => {
-                // A path that came from a text is one; `absolute` may have put a folder before it that is not.
-                write!(f, "oci:{}", dir.display())?;
-                if let Some(name) = name {
-                    write!(f, ":{name}")?;
-                }
-            }
+        let (scheme, place, name) = match &self.transport {
+            Transport::Registry(RegistryName { host, repository, tag }) => ("", format!("{host}/{repository}"), tag),
+            // A registry without a dot or a colon is none to kit, so what has none must not be given one.
+            Transport::Kitops(RegistryName { host, repository, tag }) if host == KIT_LOCALHOST => ("kitops:", repository.clone(), tag),
+            Transport::Kitops(RegistryName { host, repository, tag }) => ("kitops:", format!("{host}/{repository}"), tag),
+            // A path that came from a text is one; `absolute` may have put a folder before it that is not.
+            Transport::Layout(LayoutName { path, name }) => ("oci:", path.display().to_string(), name),
+            Transport::Archive(LayoutName { path, name }) => ("oci-archive:", path.display().to_string(), name),
+        };
+        write!(f, "{scheme}{place}")?;
+        if let Some(name) = name {
+            write!(f, ":{name}")?;
         }
         match &self.digest {
             Some(digest) => write!(f, "@{digest}"),
@@ -197,14 +219,29 @@ impl fmt::Display for Reference {
 }
 
 fn registry(text: &str) -> Result<Reference, ReferenceError> {
-    let (name, digest) = match text.split_once('@') {
-        Some((name, digest)) => (name, Some(digest.parse().map_err(|cause| ReferenceError::Digest(text.to_owned(), cause))?)),
-        None => (text, None),
-    };
-    let (host, path) = name.split_once('/').ok_or_else(|| ReferenceError::NoRegistry(text.to_owned()))?;
+    let (host, _) = text.split_once('/').ok_or_else(|| ReferenceError::NoRegistry(text.to_owned()))?;
     if !host.contains(['.', ':']) && host != "localhost" {
         return Err(ReferenceError::NoRegistry(text.to_owned()));
     }
+    let (name, digest) = named(text, text)?;
+    let name = RegistryName { host: name.host.to_ascii_lowercase(), ..name };
+    Ok(Reference { transport: Transport::Registry(name), digest })
+}
+
+/// Kit's own rule: what has no dot or colon in its first part (or no slash at all) names no registry, also if that part is `localhost`.
+fn kitops(text: &str, rest: &str) -> Result<Reference, ReferenceError> {
+    let has_registry = rest.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']));
+    let (name, digest) = if has_registry { named(text, rest)? } else { named(text, &format!("{KIT_LOCALHOST}/{rest}"))? };
+    Ok(Reference { transport: Transport::Kitops(name), digest })
+}
+
+/// `HOST/REPOSITORY[:TAG][@DIGEST]`, which is all of the reference `text` or what follows its transport.
+fn named(text: &str, rest: &str) -> Result<(RegistryName, Option<Digest>), ReferenceError> {
+    let (name, digest) = match rest.split_once('@') {
+        Some((name, digest)) => (name, Some(digest.parse().map_err(|cause| ReferenceError::Digest(text.to_owned(), cause))?)),
+        None => (rest, None),
+    };
+    let (host, path) = name.split_once('/').ok_or_else(|| ReferenceError::NoRegistry(text.to_owned()))?;
     if !is_host(host) {
         return Err(ReferenceError::Host(text.to_owned(), host.to_owned()));
     }
@@ -226,25 +263,30 @@ fn registry(text: &str) -> Result<Reference, ReferenceError> {
         (None, None) => Some("latest".to_owned()),
         (tag, _) => tag.map(str::to_owned),
     };
-    let name = RegistryName { host: host.to_ascii_lowercase(), repository: repository.to_owned(), tag };
-    Ok(Reference { transport: Transport::Registry(name), digest })
+    Ok((RegistryName { host: host.to_owned(), repository: repository.to_owned(), tag }, digest))
 }
 
-fn layout(text: &str, rest: &str) -> Result<Reference, ReferenceError> {
+/// `PATH[:NAME][@DIGEST]`. The path ends at the first colon, as for skopeo, so it can have none.
+fn layout(
+    text: &str,
+    rest: &str,
+    transport: fn(LayoutName) -> Transport,
+    missing: fn(String) -> ReferenceError,
+) -> Result<Reference, ReferenceError> {
     let (place, digest) = match split_digest(rest) {
         Some((place, digest)) => (place, Some(digest.parse().map_err(|cause| ReferenceError::Digest(text.to_owned(), cause))?)),
         None => (rest, None),
     };
-    let (dir, name) = match place.split_once(':') {
-        Some((dir, name)) => (dir, Some(name)),
+    let (path, name) = match place.split_once(':') {
+        Some((path, name)) => (path, Some(name)),
         None => (place, None),
     };
     // `oci:DIR:@sha256:…` has an empty name before its digest.
-    if dir.is_empty() || (name == Some("") && digest.is_none()) {
-        return Err(ReferenceError::NoFolder(text.to_owned()));
+    if path.is_empty() || (name == Some("") && digest.is_none()) {
+        return Err(missing(text.to_owned()));
     }
     let name = name.filter(|name| !name.is_empty()).map(str::to_owned);
-    Ok(Reference { transport: Transport::Layout(LayoutName { dir: PathBuf::from(dir), name }), digest })
+    Ok(Reference { transport: transport(LayoutName { path: PathBuf::from(path), name }), digest })
 }
 
 /// Splits a digest from the end. A folder's name may hold an `@` too, so only what looks like a digest is taken for one.
@@ -345,8 +387,40 @@ mod tests {
         ] {
             let reference = parse(&text).expect(&text);
             let Transport::Layout(layout) = reference.transport() else { panic!("{text}") };
-            assert_eq!((layout.dir(), layout.name(), reference.digest().is_some()), (Path::new(dir), name, pinned), "{text}");
-            assert_eq!(reference.to_string(), canonical.unwrap_or(text));
+            assert_eq!((layout.path(), layout.name(), reference.digest().is_some()), (Path::new(dir), name, pinned), "{text}");
+            let canonical = canonical.unwrap_or(text.clone());
+            assert_eq!(reference.to_string(), canonical);
+            // An archive is named alike, by the rule of skopeo: what follows the first colon is a name.
+            let archive = |text: &str| text.replacen("oci:", "oci-archive:", 1);
+            let reference = parse(&archive(&text)).expect(&text);
+            let Transport::Archive(layout) = reference.transport() else { panic!("{text}") };
+            assert_eq!((layout.path(), layout.name(), reference.digest().is_some()), (Path::new(dir), name, pinned), "{text}");
+            assert_eq!(reference.to_string(), archive(&canonical));
+        }
+    }
+
+    #[test]
+    fn references_into_the_storage_of_kit() {
+        let digest = format!("@sha256:{HEX}");
+        for (text, canonical, host, repository, tag) in [
+            ("reg.example/acme/m:v1", "reg.example/acme/m:v1", "reg.example", "acme/m", Some("v1")),
+            ("reg.example:5000/m", "reg.example:5000/m:latest", "reg.example:5000", "m", Some("latest")),
+            ("localhost:5000/m", "localhost:5000/m:latest", "localhost:5000", "m", Some("latest")),
+            // Kit names its files by what was written.
+            ("Reg.Example/m", "Reg.Example/m:latest", "Reg.Example", "m", Some("latest")),
+            ("notes", "notes:latest", "localhost", "notes", Some("latest")),
+            ("notes:v1", "notes:v1", "localhost", "notes", Some("v1")),
+            ("my.notes:v1", "my.notes:v1", "localhost", "my.notes", Some("v1")),
+            ("acme/notes:v1", "acme/notes:v1", "localhost", "acme/notes", Some("v1")),
+            ("localhost/notes:v1", "localhost/notes:v1", "localhost", "localhost/notes", Some("v1")),
+            (&format!("notes{digest}"), &format!("notes{digest}"), "localhost", "notes", None),
+            (&format!("notes:v1{digest}"), &format!("notes:v1{digest}"), "localhost", "notes", Some("v1")),
+        ] {
+            let reference = parse(&format!("kitops:{text}")).expect(text);
+            let Transport::Kitops(name) = reference.transport() else { panic!("{text}") };
+            assert_eq!((name.host(), name.repository(), name.tag()), (host, repository, tag), "{text}");
+            assert_eq!(reference.to_string(), format!("kitops:{canonical}"));
+            assert_eq!(parse(&reference.to_string()), Ok(reference));
         }
     }
 
@@ -363,8 +437,18 @@ mod tests {
             ("https://reg.example/a", "is a URL: a reference has no `https://`"),
             ("oci://reg.example/a", "is a URL"),
             ("docker://reg.example/a:v1", "is a URL"),
-            ("oci-archive:x.tar", "the transport `oci-archive:` is not known"),
-            ("kitops:reg.example/a", "the transport `kitops:` is not known"),
+            ("docker-archive:x.tar", "the transport `docker-archive:` is not known"),
+            ("containers-storage:a", "the transport `containers-storage:` is not known"),
+            ("kitops:", "`` cannot be part of a repository"),
+            ("kitops:A", "`A` cannot be part of a repository"),
+            ("kitops:../a", "`..` is not a host"),
+            ("kitops:../../etc", "`..` is not a host"),
+            ("kitops:/etc/passwd", "`` cannot be part of a repository"),
+            ("kitops:..", "`..` cannot be part of a repository"),
+            ("kitops:a:v1,v2", "`v1,v2` is not a tag"),
+            ("kitops:a:", "`` is not a tag"),
+            ("kitops:reg.example/../a", "`..` cannot be part of a repository"),
+            ("kitops:a@sha256:00", "kitops:a@sha256:00"),
             ("reg.example/", "cannot be part of a repository"),
             ("reg.example/A", "`A` cannot be part of a repository"),
             ("reg.example/a/../b", "`..` cannot be part of a repository"),
@@ -400,6 +484,10 @@ mod tests {
             ("oci:", "names no folder"),
             ("oci::v1", "names no folder"),
             ("oci:kits:", "names no folder"),
+            ("oci-archive:", "names no file"),
+            ("oci-archive::v1", "names no file"),
+            ("oci-archive:kits.tar:", "names no file"),
+            ("oci-archive:kits.tar@sha256:00", "oci-archive:kits.tar@sha256:00"),
             ("oci:kits@sha256:00", "oci:kits@sha256:00"),
             ("oci:kits@md5:d41d8cd98f00b204e9800998ecf8427e", "md5"),
             ("reg.example/a\n", "control character"),
@@ -420,6 +508,12 @@ mod tests {
         assert_eq!(reference.beside("other:v1", None), None);
         let beside = parse("oci:kits:v1").expect("well-formed").beside("reg.example/other:v1", Some(digest)).expect("a layout");
         assert_eq!(parse(&format!("oci:kits:reg.example/other:v1@sha256:{HEX}")), Ok(beside));
+        let beside = parse("oci-archive:kits.tar").expect("well-formed").beside("reg.example/other:v1", None);
+        assert_eq!(beside.map(|beside| beside.to_string()).as_deref(), Some("oci-archive:kits.tar:reg.example/other:v1"));
+        let beside = |name, digest| parse("kitops:a:v1").expect("well-formed").beside(name, digest).map(|beside| beside.to_string());
+        assert_eq!(beside("reg.example/other:v1", None).as_deref(), Some("kitops:reg.example/other:v1"));
+        assert_eq!(beside("other", Some(digest)), Some(format!("kitops:other@sha256:{HEX}")));
+        assert_eq!(beside("../other:v1", None), None);
     }
 
     proptest! {
@@ -445,7 +539,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_accepted_prints_as_itself(text in r"(oci:)?[a-zA-Z0-9./:@_%\[\]-]{0,40}(@sha256:[0-9a-f]{64})?") {
+        fn whatever_is_accepted_prints_as_itself(text in r"(oci:|oci-archive:|kitops:)?[a-zA-Z0-9./:@_%\[\]-]{0,40}(@sha256:[0-9a-f]{64})?") {
             if let Ok(reference) = parse(&text) {
                 let canonical = reference.to_string();
                 prop_assert_eq!(parse(&canonical), Ok(reference.clone()));

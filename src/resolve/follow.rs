@@ -32,30 +32,28 @@ pub(super) fn lineage(asking: &Asking<'_>, root: &Reference, include_remote: boo
 
 /// Finds a kit that another one refers to.
 fn referred(asking: &Asking<'_>, root: &Reference, wanted: &Wanted) -> Result<One, ResolveError> {
-    let places = places(root, &wanted.reference);
-    let reference = wanted.reference.to_string();
-    for (tried, place) in places.iter().enumerate() {
+    let (places, last) = places(root, &wanted.reference);
+    for place in &places {
         match asking.one(place) {
-            Err(error) if error.class() == ErrorClass::Missing && tried + 1 < places.len() => {}
-            Err(error) if tried > 0 => {
-                let looked_for = places.iter().map(ToString::to_string).collect();
-                return Err(ResolveError::Nowhere { reference, looked_for, source: Box::new(error) });
-            }
+            Err(error) if error.class() == ErrorClass::Missing => {}
             outcome => return outcome,
         }
     }
-    Err(ResolveError::LocalStorage { reference })
+    asking.one(&last).map_err(|error| match places.is_empty() {
+        true => error,
+        false => {
+            let looked_for = places.iter().chain([&last]).map(ToString::to_string).collect();
+            ResolveError::Nowhere { reference: wanted.reference.to_string(), looked_for, source: Box::new(error) }
+        }
+    })
 }
 
-/// Where a kit is looked for that a Kitfile calls `reference`, the first place first; nowhere, if that is kit's own storage, which is not read.
+/// Where a kit is looked for that a Kitfile calls `reference`: first in these places, one after the other, and last in that one.
 ///
-/// Whoever gave a layout by name wants the kits in it, so what stands beside the root goes before everything else, whoever it is that refers to it. Then
-/// comes the registry that the reference names. A reference without one means kit's own storage.
-fn places(root: &Reference, reference: &KitReference) -> Vec<Reference> {
-    let meant = reference.meant();
-    let mut places: Vec<Reference> = reference.names().iter().filter_map(|name| root.beside(name, meant.digest())).collect();
-    if !reference.is_local() {
-        places.push(meant.clone());
-    }
-    places
+/// Whoever gave a layout, or kit's storage, by name wants the kits in it, so what stands beside the root goes before everything else, whoever it is that
+/// refers to it. Last comes what the reference itself means: the registry that it names, or kit's own storage if it names none.
+fn places(root: &Reference, reference: &KitReference) -> (Vec<Reference>, Reference) {
+    let last = reference.meant();
+    let beside = |name: &String| root.beside(name, last.digest()).filter(|place| place != last);
+    (reference.names().iter().filter_map(beside).collect(), last.clone())
 }

@@ -22,6 +22,8 @@ pub struct SourceOptions {
     pub ca_cert: Option<PathBuf>,
     /// No registry is asked for anything.
     pub offline: bool,
+    /// Where kit keeps what is its own.
+    pub kitops_home: Option<PathBuf>,
 }
 
 /// The source that `reference` names. Nothing is asked of it yet; logins come from this process's environment.
@@ -33,7 +35,15 @@ pub fn open(reference: &Reference, options: &SourceOptions) -> Result<Arc<dyn So
             let SourceOptions { plain_http, ca_cert, .. } = options.clone();
             Arc::new(Registry::new(name, digest, &RegistryOptions { plain_http, ca_cert, ..RegistryOptions::default() })?)
         }
-        Transport::Layout(name) => Arc::new(Layout::new(name, digest)?),
+        Transport::Layout(name) => Arc::new(Layout::folder(name, digest)?),
+        Transport::Archive(name) => Arc::new(Layout::archive(name, digest)),
+        Transport::Kitops(name) => {
+            let home = options.kitops_home.as_ref().ok_or_else(|| SourceError::NotFound {
+                place: reference.to_string(),
+                what: "kit's storage (neither KITOPS_HOME nor XDG_DATA_HOME nor HOME says where it is)".to_owned(),
+            })?;
+            Arc::new(Layout::kitops(name, digest, home)?)
+        }
     })
 }
 

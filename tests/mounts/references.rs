@@ -282,7 +282,7 @@ fn a_reference_that_leads_to_no_kit_ends_the_mount_and_is_named() {
     refused(&host, &top(&format!("{}/acme/base:v1", gone.host())), &[], 1, &["cannot follow", "acme/base:v1"]);
     // Kit's own storage, with and without the word for it; never a folder of this host.
     for local in ["localhost/base:v1", "base:v1", "oci:base"] {
-        refused(&host, &top(local), &[], 4, &[local, "kit's own storage", "hint: "]);
+        refused(&host, &top(local), &[], 5, &[local, "kitops:", "not found"]);
     }
     let image_index = json!({ "schemaVersion": 2, "manifests": [] }).to_string();
     registry.manifest("acme/index", "v1", "application/vnd.oci.image.index.v1+json", image_index);
@@ -357,6 +357,13 @@ fn a_layout_has_what_its_kits_refer_to() {
     assert_eq!(sources, [beside("mid"), beside("base")]);
     assert!(read(&mount.path("weights/base.bin")).is_ok());
     mount.umount().ok();
+    // As does an archive of it.
+    let archive = host.path("layout.tar");
+    crate::common::process::sh(&format!("tar -cf {} -C {} .", archive.display(), folder.display()), LIMIT).ok();
+    let mount = host.mount_with(&format!("oci-archive:{}:{}", archive.display(), case.reference()), &["--offline"]);
+    assert!(mount.status()["references"][1]["source"].as_str().is_some_and(|source| source.starts_with("oci-archive:")));
+    assert!(read(&mount.path("weights/vocab.txt")).is_ok());
+    mount.umount().ok();
     // What is not in the layout is looked for where its name says; local names have no such place.
     let registry = Registry::start();
     let base = Kitfile::new("base").model("w").pack(&Tree::new().file("w", "base"));
@@ -369,9 +376,48 @@ fn a_layout_has_what_its_kits_refer_to() {
     assert_eq!(mount.status()["references"][0]["source"], far);
     assert_eq!(read(&mount.path("w")), Ok(b"base".to_vec()));
     mount.umount().ok();
-    refused(&host, &layout("base:v1", "top:v1"), &[], 5, &["base:v1", "looked for", ":localhost/base:v1"]);
+    refused(&host, &layout("base:v1", "top:v1"), &[], 5, &["base:v1", "looked for", ":localhost/base:v1, then for kitops:base:v1"]);
     // A kit that is its own model, by the name that it has in the layout and without a registry.
     refused(&host, &layout("top:v1", "top:v1"), &[], 4, &["circle", "top:v1 => top:v1"]);
+}
+
+/// What kit itself keeps: a name without a registry means that, and a kit from there has its parents there.
+#[test]
+fn kit_s_own_storage_has_what_has_no_registry() {
+    let (host, registry) = (Host::new(Mode::Passthrough), Registry::start());
+    let base = Kitfile::new("base").model("w").pack(&Tree::new().file("w", "base"));
+    keep(&host, &[("localhost/acme/base", &base)]);
+    for local in ["acme/base:v1", "localhost/acme/base:v1"] {
+        let top = Kitfile::new("top").refers(local).pack(&Tree::new());
+        let mount = host.mount_with(&top.serve(&registry, "acme/top", "v1"), &["--prefetch", "none"]);
+        let reference = &mount.status()["references"][0];
+        assert_eq!((&reference["source"], &reference["digest"]), (&json!("kitops:acme/base:v1"), &json!(base.digest())));
+        let old = mount.kill_worker();
+        mount.await_other_worker(old);
+        assert_eq!(read(&mount.path("w")), Ok(b"base".to_vec()));
+        mount.umount().ok();
+    }
+    // From kit's storage, a parent of a registry is one that kit has pulled.
+    let host = Host::new(Mode::Passthrough);
+    let top = Kitfile::new("top").refers("registry.example.com/acme/base:v1").pack(&Tree::new());
+    keep(&host, &[("registry.example.com/acme/base", &base), ("localhost/top", &top)]);
+    let mount = host.mount("kitops:top:v1");
+    assert_eq!(mount.status()["references"][0]["source"], "kitops:registry.example.com/acme/base:v1");
+    assert_eq!(read(&mount.path("w")), Ok(b"base".to_vec()));
+}
+
+/// Puts kits into kit's storage, each as `v1` of its repository.
+fn keep(host: &Host, kits: &[(&str, &Kit)]) {
+    use base64::Engine as _;
+    let storage = host.home().join(".local/share/kitops/storage");
+    for (repository, kit) in kits {
+        kit.layout(&storage, "unused");
+        let descriptor = json!({ "mediaType": crate::common::pack::MANIFEST, "digest": kit.digest(), "size": kit.manifest.len() });
+        let name = base64::engine::general_purpose::URL_SAFE.encode(repository);
+        fs::write(storage.join(format!("{name}-tags.json")), json!({ "v1": descriptor }).to_string()).expect("room");
+        let index = json!({ "schemaVersion": 2, "manifests": [descriptor] });
+        fs::write(storage.join(format!("{name}-index.json")), index.to_string()).expect("room");
+    }
 }
 
 #[test]

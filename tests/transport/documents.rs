@@ -84,6 +84,9 @@ async fn a_manifest_without_a_useful_content_type_says_itself_what_it_is() {
         ("application/json", r#"{"mediaType":"a/b"}"#, "a/b"),
         ("text/plain", "{}", IMAGE_MANIFEST),
         ("text/plain", "not even JSON", IMAGE_MANIFEST),
+        // Not asked for: it keeps its name, by which it is refused.
+        ("text/html; charset=utf-8", "{}", "text/html"),
+        ("application/vnd.oci.image.config.v1+json", r#"{"mediaType":"a/b"}"#, "application/vnd.oci.image.config.v1+json"),
     ] {
         registry.manifest(REPOSITORY, "v1", header, document);
         let resolved = open(&registry.host(), ":v1", &options(ONE)).resolve().await.expect("resolved");
