@@ -24,8 +24,11 @@ use clap::Parser as _;
 use tokio::runtime::Runtime;
 
 use crate::credentials;
+use crate::kit::Member;
 use crate::oci::Reference;
-use crate::resolve::{self, Pinned, PinnedBy};
+use crate::path::RelPath;
+use crate::plan::{ReferenceRecord, RemoteRecord};
+use crate::resolve::{self, Found, Pinned, PinnedBy};
 use crate::source::SourceOptions;
 use crate::store::Store;
 use args::{Cli, Command, Sources, Wanted};
@@ -98,24 +101,53 @@ impl Session {
         })
     }
 
-    /// Resolves a reference and leaves of the kit what is wanted, and says so if the answer is an old one.
+    /// Resolves a reference and what it refers to, leaves of it what is wanted, and says so if an answer is an old one.
     fn resolve(&self, text: &str, wanted: &Wanted) -> Result<Pinned, CliError> {
         let reference = reference(text)?;
-        let mut pinned = resolve::kit(&reference, &self.options, &self.store, self.runtime.handle())?;
-        let layers = pinned.kit.layers.len();
-        pinned.kit = pinned.kit.select(&wanted.selection());
-        if layers > 0 && pinned.kit.layers.is_empty() && pinned.kit.kitfile.is_none() {
+        let (selection, include_remote) = (wanted.selection(), wanted.include_remote);
+        let pinned = resolve::kit(&reference, selection, include_remote, &self.options, &self.store, self.runtime.handle())?;
+        let layers: usize = pinned.lineage.members().iter().map(|member| member.kit.layers.len()).sum();
+        if layers > 0 && pinned.lineage.layers.is_empty() && pinned.lineage.kitfile.is_none() {
             report::warning(&format!("of {layers} layers of {reference} none is taken: `kitfs inspect` without filters shows their names"));
         }
-        if pinned.pin == PinnedBy::Cache {
-            let digest = pinned.manifest.descriptor().digest;
+        for (found, member) in pinned.found.iter().zip(pinned.lineage.members()).filter(|(found, _)| found.pin == PinnedBy::Cache) {
+            let (reference, digest) = (&found.reference, member.digest());
             report::note(&format!("offline: {reference} is taken for {digest}, which it meant when it was last resolved"));
         }
-        for set in &pinned.kit.remote {
-            report::warning(&format!("the dataset at `{}` is not part of the kit: it lives at {}", set.path, set.address));
+        for set in &pinned.lineage.remote {
+            let cure = if set.reference.is_some() { "; it is a kit, which `--include-remote` mounts" } else { "" };
+            report::warning(&format!("the dataset at `{}` is not part of the kit: it lives at {}{cure}", place(&set.path), set.address));
+        }
+        for member in pinned.lineage.empty_handed() {
+            let (part, path) = (member.part().name(), place(&member.root()));
+            report::warning(&format!("{} is referred to for the {part} at `{path}`, and has nothing of it", member.name));
         }
         Ok(pinned)
     }
+}
+
+/// The kits that a kit refers to, as they are shown and recorded.
+fn references(pinned: &Pinned) -> Vec<ReferenceRecord> {
+    let members = pinned.found.iter().zip(pinned.lineage.members()).skip(1);
+    let record = |(found, member): (&Found, &Member)| ReferenceRecord {
+        reference: member.name.clone(),
+        digest: member.digest(),
+        pinned_by: found.pin.name().to_owned(),
+        source: found.reference.to_string(),
+        part: member.part().name().to_owned(),
+        path: place(&member.root()),
+    };
+    members.map(record).collect()
+}
+
+/// The datasets that are not in the mount, likewise.
+fn remote(pinned: &Pinned) -> Vec<RemoteRecord> {
+    pinned.lineage.remote.iter().map(|set| RemoteRecord { path: place(&set.path), address: set.address.clone() }).collect()
+}
+
+/// A path as it is shown.
+fn place(path: &RelPath) -> String {
+    if path.is_root() { ".".into() } else { String::from_utf8_lossy(path.as_bytes()).into_owned() }
 }
 
 /// A reference as it is meant from the current folder.

@@ -3,7 +3,7 @@
 //! One thread per running fetch, which blocks in [`Store::ensure`]; how a layer is fetched, checked and shared with other processes is the
 //! store's affair. This module knows neither names nor requests; it tells one listener how each fetch ended.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,7 +19,7 @@ use crate::store::{Store, StoreError, VerifiedLayer};
 /// Fetches the layers of one mount.
 pub struct Fetcher {
     store: Store,
-    specs: Vec<LayerSpec>,
+    layers: Vec<(LayerSpec, usize)>,
     connect: Connect,
     /// Made at the first fetch: a mount of cached layers needs neither threads nor a network.
     connected: Mutex<Option<Connected>>,
@@ -27,8 +27,8 @@ pub struct Fetcher {
     listener: OnceLock<Listener>,
 }
 
-/// Opens the source, when the first layer has to come from it.
-pub type Connect = Box<dyn Fn() -> Result<Arc<dyn Source>, SourceError> + Send + Sync>;
+/// Opens one of the sources by its number, when the first layer has to come from it.
+pub type Connect = Box<dyn Fn(usize) -> Result<Arc<dyn Source>, SourceError> + Send + Sync>;
 
 /// Told once for every fetch that ends: the layer's slot, and the layer or why there is none.
 pub type Listener = Box<dyn Fn(u16, Result<VerifiedLayer, Failed>) + Send + Sync>;
@@ -67,7 +67,7 @@ pub enum Standing {
 }
 
 struct Connected {
-    source: Arc<dyn Source>,
+    sources: HashMap<usize, Arc<dyn Source>>,
     runtime: Runtime,
 }
 
@@ -92,10 +92,10 @@ struct State {
 }
 
 impl Fetcher {
-    /// A fetcher for the layers of a plan; the n-th has slot n + 1.
-    pub fn new(store: Store, specs: Vec<LayerSpec>, connect: Connect) -> Arc<Self> {
-        let inner = Inner { layers: vec![State::default(); specs.len()], ..Inner::default() };
-        Arc::new(Self { store, specs, connect, connected: Mutex::new(None), inner: Mutex::new(inner), listener: OnceLock::new() })
+    /// A fetcher for the layers of a plan, each with the number of its source; the n-th has slot n + 1.
+    pub fn new(store: Store, layers: Vec<(LayerSpec, usize)>, connect: Connect) -> Arc<Self> {
+        let inner = Inner { layers: vec![State::default(); layers.len()], ..Inner::default() };
+        Arc::new(Self { store, layers, connect, connected: Mutex::new(None), inner: Mutex::new(inner), listener: OnceLock::new() })
     }
 
     /// Sets who is told how fetches end; before the first wish.
@@ -203,10 +203,10 @@ impl Fetcher {
     }
 
     fn run(self: &Arc<Self>, slot: u16, demanded: bool) {
-        let spec = &self.specs[usize::from(slot) - 1];
+        let (spec, source) = &self.layers[usize::from(slot) - 1];
         let started = Instant::now();
         let unconnected = |source| StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(source) };
-        let outcome = self.connection().map_err(unconnected).and_then(|(source, handle)| self.store.ensure(spec, &source, &handle));
+        let outcome = self.connection(*source).map_err(unconnected).and_then(|(source, handle)| self.store.ensure(spec, &source, &handle));
         let error = outcome.as_ref().err().map(|error| (error.class(), chain(error), error.retry_at()));
         let failed = self.lock().end(slot, demanded, error);
         let digest = spec.descriptor.digest;
@@ -225,20 +225,26 @@ impl Fetcher {
         self.pump();
     }
 
-    fn connection(&self) -> Result<(Arc<dyn Source>, Handle), SourceError> {
+    fn connection(&self, number: usize) -> Result<(Arc<dyn Source>, Handle), SourceError> {
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        if connected.is_none() {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
-            let runtime = runtime.map_err(|source| SourceError::Local { path: "threads for the network".into(), source })?;
-            let _inside = runtime.enter();
-            let source = (self.connect)()?;
-            drop(_inside);
-            *connected = Some(Connected { source, runtime });
-        }
-        match &*connected {
-            Some(Connected { source, runtime }) => Ok((Arc::clone(source), runtime.handle().clone())),
-            None => unreachable!("it was just set"),
-        }
+        let Connected { sources, runtime } = match &mut *connected {
+            Some(connected) => connected,
+            none => {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
+                let runtime = runtime.map_err(|source| SourceError::Local { path: "threads for the network".into(), source })?;
+                none.insert(Connected { sources: HashMap::new(), runtime })
+            }
+        };
+        let source = match sources.get(&number) {
+            Some(source) => Arc::clone(source),
+            None => {
+                let _inside = runtime.enter();
+                let source = (self.connect)(number)?;
+                sources.insert(number, Arc::clone(&source));
+                source
+            }
+        };
+        Ok((source, runtime.handle().clone()))
     }
 }
 

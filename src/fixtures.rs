@@ -19,6 +19,7 @@ pub(crate) struct Case {
     pub(crate) folder: PathBuf,
     pub(crate) case: Value,
     blobs: BTreeMap<String, Bytes>,
+    index: Value,
 }
 
 pub(crate) fn cases(kind: &str) -> Vec<Case> {
@@ -36,7 +37,7 @@ pub(crate) fn case(kind: &str, name: &str) -> Case {
 
 impl Case {
     fn read(folder: &Path) -> io::Result<Self> {
-        let mut blobs = BTreeMap::new();
+        let (mut blobs, mut index) = (BTreeMap::new(), Value::Null);
         for entry in tar::Archive::new(fs::File::open(folder.join("layout.tar"))?).entries()? {
             let mut entry = entry?;
             let path = entry.path()?.to_string_lossy().into_owned();
@@ -44,11 +45,13 @@ impl Case {
                 let mut content = Vec::new();
                 entry.read_to_end(&mut content)?;
                 blobs.insert(digest.replacen('/', ":", 1), Bytes::from(content));
+            } else if path == "index.json" {
+                index = serde_json::from_reader(entry)?;
             }
         }
         let case = serde_json::from_slice(&fs::read(folder.join("case.json"))?)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { name, folder: folder.to_owned(), case, blobs })
+        Ok(Self { name, folder: folder.to_owned(), case, blobs, index })
     }
 
     /// Makes the layout in `dir`, and says the reference of the kit in it.
@@ -67,6 +70,17 @@ impl Case {
         write("index.json", serde_json::json!({ "schemaVersion": 2, "manifests": [entry] }).to_string().as_bytes());
         write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
         format!("oci:{}", dir.display())
+    }
+
+    /// The manifests of the layout by their names.
+    pub(crate) fn kits(&self) -> BTreeMap<String, Bytes> {
+        let entries = self.index["manifests"].as_array().into_iter().flatten();
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let named = |entry: &Value| {
+            let name = text(&entry["annotations"]["org.opencontainers.image.ref.name"]);
+            (name, self.blobs[&text(&entry["digest"])].clone())
+        };
+        entries.map(named).collect()
     }
 
     pub(crate) fn manifest(&self) -> Verified<Bytes> {

@@ -20,7 +20,7 @@ use crate::digest::Digest;
 use crate::failure::{ErrorClass, chain};
 use crate::fetch::{Failed, Fetcher, Standing, Wanted};
 use crate::index::{Index, Kind};
-use crate::kit::{Kit, LayerKind};
+use crate::kit::{LayerKind, Lineage};
 use crate::layer::LayerSpec;
 use crate::limits::{HANDLE_GRACE, OPEN_FILES_MAX, RESTING_LAYERS_MAX};
 use crate::node::NodeId;
@@ -118,7 +118,7 @@ const OLDEST_SHOWN: i64 = 315_532_800; // 1980-01-01
 impl Fs {
     /// The filesystem of a plan. Layers that this host ever indexed are known at once, without their content.
     pub fn new(
-        kit: &Kit,
+        lineage: &Lineage,
         reference: String,
         store: Store,
         fetcher: Arc<Fetcher>,
@@ -126,14 +126,15 @@ impl Fs {
         ended: Ended,
         agree: Agree,
     ) -> Result<Arc<Self>, TreeError> {
-        let tree = tree(kit)?;
-        let layers = kit.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
+        let tree = tree(lineage)?;
+        let kit = lineage.root();
+        let layers = lineage.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
         let is_model = |kind: &LayerKind| matches!(kind, LayerKind::Model | LayerKind::ModelPart);
-        let model = (1..).zip(&kit.layers).filter(|(_, layer)| prefetch_model && is_model(&layer.kind)).map(|(slot, _)| slot).collect();
+        let model = (1..).zip(&lineage.layers).filter(|(_, layer)| prefetch_model && is_model(&layer.kind)).map(|(slot, _)| slot).collect();
         let created = kit.created.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs() as i64);
         let fs = Arc::new(Self {
             tree,
-            kitfile: kit.kitfile.clone().unwrap_or_default(),
+            kitfile: lineage.kitfile.clone().unwrap_or_default(),
             reference,
             digest: kit.manifest.digest,
             layers,
@@ -571,15 +572,15 @@ impl std::fmt::Debug for Fs {
     }
 }
 
-/// The tree of a kit, none of whose layers is known yet.
-pub fn tree(kit: &Kit) -> Result<Tree, TreeError> {
-    let places = kit.layers.iter().map(|layer| Place {
+/// The tree of a kit and what it refers to, none of whose layers is known yet.
+pub fn tree(lineage: &Lineage) -> Result<Tree, TreeError> {
+    let places = lineage.layers.iter().map(|layer| Place {
         digest: layer.spec.descriptor.digest,
         path: layer.path.clone(),
         prefix: layer.prefix.clone(),
         size: layer.spec.descriptor.size,
     });
-    Tree::new(places.collect(), kit.kitfile.as_ref().map(|kitfile| kitfile.len() as u64), kit.shown.clone())
+    Tree::new(places.collect(), lineage.kitfile.as_ref().map(|kitfile| kitfile.len() as u64), lineage.shown.clone())
 }
 
 /// What a reader gets for each kind of failure. Damage, refusals and the network are all EIO: the reader can do nothing about any of them,

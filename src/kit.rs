@@ -6,7 +6,9 @@
 
 pub(crate) mod config;
 mod legacy;
+mod lineage;
 mod media;
+mod reference;
 mod select;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -16,17 +18,18 @@ use bytes::Bytes;
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
-use crate::filter::Shown;
 use crate::kitfile;
 use crate::layer::{Archive, Compression, LayerSpec};
 use crate::limits;
-use crate::oci::{self, Manifest, ManifestError, Reference};
+use crate::oci::{self, Manifest, ManifestError};
 use crate::path::{PathError, RelPath};
 use crate::verify::{Mismatch, Verified};
 use config::{Config, Content};
 use media::{Coding, Format, Media};
 
 pub use config::ConfigError;
+pub use lineage::{Documents, Growing, Lineage, LineageError, Member, Part, Wanted};
+pub use reference::KitReference;
 
 /// The name of the generated file at the root of every mount, which no layer may own.
 pub const KITFILE: &str = "Kitfile";
@@ -40,15 +43,15 @@ pub struct Kit {
     pub layers: Vec<KitLayer>,
     /// The bytes of the generated [`KITFILE`], if it shows.
     pub kitfile: Option<Bytes>,
-    /// What shows of the layers.
-    pub shown: Shown,
     /// When the kit was packed, if the manifest says so.
     pub created: Option<SystemTime>,
     /// The version of kit that packed it, if the manifest says so.
     pub packed_by: Option<String>,
     /// What the config says about the kit as a whole.
     pub summary: Summary,
-    /// Datasets that live elsewhere and are no part of the mount.
+    /// The kit whose model is this one's. See [`Lineage`] for what becomes of it.
+    pub model_reference: Option<KitReference>,
+    /// Datasets that live elsewhere.
     pub remote: Vec<RemoteDataset>,
     /// Layers that neither the config nor an annotation places. They are not mounted.
     pub unplaced: Vec<Descriptor>,
@@ -125,6 +128,8 @@ pub struct RemoteDataset {
     pub path: RelPath,
     /// Where it is.
     pub address: String,
+    /// The same, if it is another kit.
+    pub reference: Option<KitReference>,
 }
 
 /// Why manifest and config make no kit that may be mounted.
@@ -226,9 +231,6 @@ pub enum NotYet {
     /// A layer compressed with zstd.
     #[error("the layer {0} is compressed with zstd, which this version of kitfs does not mount")]
     Zstd(Digest),
-    /// The model is another kit.
-    #[error("the model of this kit is another kit (`{0}`), which this version of kitfs does not mount")]
-    ModelReference(String),
 }
 
 impl Kit {
@@ -246,12 +248,12 @@ impl Kit {
             manifest: manifest.descriptor().clone(),
             layers,
             kitfile: Some(kitfile::render(&config)),
-            shown: Shown::default(),
             created: annotation("org.opencontainers.image.created")
                 .and_then(|text| text.parse::<jiff::Timestamp>().ok())
                 .and_then(|time| SystemTime::try_from(time).ok()),
             packed_by: annotation("ml.kitops.modelkit.cli-version").cloned(),
             summary: summary(&config),
+            model_reference: model_reference(&config),
             remote: remote(&config)?,
             unplaced,
         })
@@ -265,18 +267,6 @@ impl Kit {
             return Err(KitError::ConfigTooLarge(document.config.size));
         }
         Ok(document.config)
-    }
-
-    /// The layers that the listing of a directory depends on which other layers share: those at the root, and those whose path is
-    /// above another layer's. Positions in [`Kit::layers`].
-    pub fn shared(&self) -> Vec<usize> {
-        // In this order what is below a path follows it directly.
-        let mut paths: Vec<&RelPath> = self.layers.iter().map(|layer| &layer.path).collect();
-        paths.sort();
-        paths.dedup();
-        let above: HashSet<&RelPath> = paths.windows(2).filter(|pair| pair[1].starts_with(pair[0])).map(|pair| pair[0]).collect();
-        let shared = |layer: &KitLayer| layer.path.is_root() || above.contains(&layer.path);
-        self.layers.iter().enumerate().filter(|(_, layer)| shared(layer)).map(|(position, _)| position).collect()
     }
 }
 
@@ -350,7 +340,8 @@ fn raw_entries(config: &Config) -> Vec<Raw<'_>> {
     let mut raw = Vec::new();
     let mut add = |at: String, kind, path, name, content, bodiless| raw.push(Raw { at, kind, path, name, content, bodiless });
     if let Some(model) = &config.model {
-        add("model".to_owned(), LayerKind::Model, model.path.as_str(), model.name.as_str(), model.content, model.path.is_empty());
+        let bodiless = model.path.is_empty() || model_reference(config).is_some();
+        add("model".to_owned(), LayerKind::Model, model.path.as_str(), model.name.as_str(), model.content, bodiless);
         for (position, part) in model.parts.iter().enumerate() {
             add(format!("model.parts[{position}]"), LayerKind::ModelPart, &part.path, &part.name, part.content, false);
         }
@@ -373,12 +364,6 @@ fn raw_entries(config: &Config) -> Vec<Raw<'_>> {
 
 /// The entries that have a layer, in the config's order.
 fn entries(config: &Config) -> Result<Vec<Entry>, KitError> {
-    if let Some(model) = &config.model
-        && model.content.digest.is_none()
-        && is_kit_reference(&model.path)
-    {
-        return Err(NotYet::ModelReference(model.path.clone()).into());
-    }
     let raw = raw_entries(config);
     let bodies = || raw.iter().filter(|entry| !entry.bodiless || entry.content.digest.is_some());
     bodies()
@@ -485,16 +470,29 @@ fn declared(at: &str, path: &str) -> Result<RelPath, KitError> {
     Ok(path)
 }
 
-/// Kit's rule: a path with a `:` or `@` that parses as a reference is one, with or without a registry.
-fn is_kit_reference(path: &str) -> bool {
-    path.contains([':', '@']) && (path.parse::<Reference>().is_ok() || format!("localhost/{path}").parse::<Reference>().is_ok())
+/// The kit that a model without a layer of its own is to be had from.
+fn model_reference(config: &Config) -> Option<KitReference> {
+    let model = config.model.as_ref().filter(|model| model.content.digest.is_none())?;
+    KitReference::parse(&model.path)
+}
+
+/// The layers that the listing of a directory depends on which other layers share: those at the root, and those whose path is above another
+/// layer's. Positions in `layers`.
+fn shared(layers: &[KitLayer]) -> Vec<usize> {
+    // In this order what is below a path follows it directly.
+    let mut paths: Vec<&RelPath> = layers.iter().map(|layer| &layer.path).collect();
+    paths.sort();
+    paths.dedup();
+    let above: HashSet<&RelPath> = paths.windows(2).filter(|pair| pair[1].starts_with(pair[0])).map(|pair| pair[0]).collect();
+    let shared = |layer: &KitLayer| layer.path.is_root() || above.contains(&layer.path);
+    layers.iter().enumerate().filter(|(_, layer)| shared(layer)).map(|(position, _)| position).collect()
 }
 
 fn remote(config: &Config) -> Result<Vec<RemoteDataset>, KitError> {
     let sets = config.datasets.iter().enumerate().filter(|(_, set)| !set.remote_path.is_empty() && set.content.digest.is_none());
     sets.map(|(position, set)| {
         let path = declared(&format!("the config's `datasets[{position}]`"), &set.path)?;
-        Ok(RemoteDataset { path, address: set.remote_path.clone() })
+        Ok(RemoteDataset { path, address: set.remote_path.clone(), reference: KitReference::parse(&set.remote_path) })
     })
     .collect()
 }

@@ -100,8 +100,8 @@ pub const CONTROL_SEND_LIMIT: Duration = Duration::from_secs(2);
 
 // ---- plan
 
-/// Bytes of a mount's plan: manifest and config at their limits, as base64, and room for the rest.
-pub const PLAN_BYTES: u64 = 16 << 20;
+/// Bytes of a mount's plan: all manifests and configs at their limit, as base64, once more the addresses in them, and room for the rest.
+pub const PLAN_BYTES: u64 = 48 << 20;
 
 // ---- supervisor
 
@@ -160,6 +160,18 @@ pub const REFERENCE_NAME_BYTES: usize = 255;
 
 /// Bytes of a tag, from the distribution spec's grammar.
 pub const TAG_BYTES: usize = 128;
+
+// ---- kit
+
+/// References that may follow one another, from a kit to its model's kit and so on: as many as kit follows.
+pub const REFERENCES_IN_A_ROW: usize = 10;
+/// Kits that one kit may refer to in all, directly or not. More than ten only come about where datasets are kits; each is asked for before the
+/// mount shows, within [`BEFORE_MOUNT_S`].
+pub const REFERENCED_KITS: usize = 100;
+/// Datasets of a mount that live elsewhere, each of which is warned of: as many as there may be layers.
+pub const REMOTE_DATASETS: usize = LAYERS;
+/// Bytes of all manifests and configs of a mount: twice what one kit at its limits has. They stay in memory as long as it does.
+pub const REFERRING_DOCUMENT_BYTES: u64 = 16 << 20;
 
 // ---- source (registry, credentials, layout)
 

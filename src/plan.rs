@@ -56,9 +56,57 @@ pub struct MountPlan {
     /// The config.
     #[serde(with = "as_base64")]
     pub config: Vec<u8>,
+    /// The kits that it refers to, in the order in which they were followed.
+    #[serde(default)]
+    pub references: Vec<PlannedKit>,
+    /// Kits that stand for datasets are followed.
+    #[serde(default)]
+    pub include_remote: bool,
+    /// Datasets that live elsewhere, for `kitfs status`.
+    #[serde(default)]
+    pub remote: Vec<RemoteRecord>,
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
     pub lacking: Lacking,
+}
+
+/// A kit that another one refers to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlannedKit {
+    /// Where it was found, and what it is pinned to.
+    pub found: ReferenceRecord,
+    /// The manifest.
+    #[serde(with = "as_base64")]
+    pub manifest: Vec<u8>,
+    /// The config.
+    #[serde(with = "as_base64")]
+    pub config: Vec<u8>,
+}
+
+/// A kit that the mounted one refers to, directly or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceRecord {
+    /// The reference in the Kitfile.
+    pub reference: String,
+    /// The digest that it is pinned to.
+    pub digest: Digest,
+    /// Who says that it is the one.
+    pub pinned_by: String,
+    /// Where it was found.
+    pub source: String,
+    /// What of it is shown.
+    pub part: String,
+    /// The folder that stands for its root.
+    pub path: String,
+}
+
+/// A dataset that a kit only gives the address of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteRecord {
+    /// Where it would stand.
+    pub path: String,
+    /// Where it is.
+    pub address: String,
 }
 
 /// What is fetched before anybody asks.

@@ -1,11 +1,13 @@
-//! From a reference to a kit: what `mount`, `pull`, `inspect` and `verify` do first, and do alike.
+//! From a reference to a kit and to the kits that it refers to: what `mount`, `pull`, `inspect` and `verify` do first, and do alike.
 //!
 //! A tag is asked for once; from then on its digest is the only name. Manifest and config are checked before they are read, and kept in
 //! the cache, so that a kit that was here once needs no network by digest, and none by tag if the user says so. No layer is touched.
 
 mod choose;
+mod follow;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -13,7 +15,8 @@ use tokio::runtime::Handle;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::failure::ErrorClass;
-use crate::kit::{Kit, KitError};
+use crate::filter::Selection;
+use crate::kit::{Documents, Kit, KitError, Lineage, LineageError};
 use crate::oci::{Reference, Transport};
 use crate::source::{self, Pin, Source, SourceError, SourceOptions};
 use crate::store::{Store, StoreError};
@@ -21,32 +24,63 @@ use crate::verify::{Mismatch, Verified};
 
 pub use choose::{Choice, ChoiceError};
 
-/// A kit that stands on one digest.
+/// A kit that stands on one digest, as does everything that it refers to.
 #[derive(Debug, Clone)]
 pub struct Pinned {
     /// The plan.
-    pub kit: Kit,
-    /// The manifest.
-    pub manifest: Verified<Bytes>,
-    /// The config.
-    pub config: Verified<Bytes>,
+    pub lineage: Lineage,
+    /// Where each of its kits was found, in their order: the one that was asked for is first.
+    pub found: Vec<Found>,
+}
+
+/// Where a kit was found.
+#[derive(Debug, Clone)]
+pub struct Found {
     /// The reference that was resolved.
     pub reference: Reference,
-    /// Who says that this manifest is the one.
+    /// Who says that its manifest is the one.
     pub pin: PinnedBy,
     /// Where layers can be had.
     pub source: Arc<dyn Source>,
 }
 
+impl Pinned {
+    /// The kit that was asked for.
+    pub fn kit(&self) -> &Kit {
+        self.lineage.root()
+    }
+
+    /// Where it was found.
+    pub fn root(&self) -> &Found {
+        &self.found[0]
+    }
+
+    /// Where the layer at `position` of the lineage can be had.
+    pub fn source_of(&self, position: usize) -> &Arc<dyn Source> {
+        &self.found[self.lineage.owner(position)].source
+    }
+}
+
 /// Who says that a manifest is the one that is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PinnedBy {
-    /// The user, who wrote the digest.
+    /// Whoever wrote the reference, with the digest in it.
     User,
     /// The source, which was asked just now.
     Source,
     /// The cache, which knows what the source said last.
     Cache,
+}
+
+impl PinnedBy {
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::User => "reference",
+            Self::Source => "source",
+            Self::Cache => "cache",
+        }
+    }
 }
 
 /// Why a reference came to no kit.
@@ -92,6 +126,29 @@ pub enum ResolveError {
         #[source]
         source: Box<ChoiceError>,
     },
+    /// A kit that it refers to came to none.
+    #[error("cannot follow the references {}", chain.join(" => "))]
+    Reference {
+        /// The references from the one that was asked for to the one that failed.
+        chain: Vec<String>,
+        /// Why it did.
+        #[source]
+        source: Box<ResolveError>,
+    },
+    /// A kit is in none of the places where it could be.
+    #[error("{reference} is not to be had: looked for {}", looked_for.join(", then for "))]
+    Nowhere {
+        /// The reference in the Kitfile.
+        reference: String,
+        /// What was looked for.
+        looked_for: Vec<String>,
+        /// What the last place said.
+        #[source]
+        source: Box<ResolveError>,
+    },
+    /// The kits cannot be put together.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
     /// The cache failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -112,31 +169,73 @@ pub enum ResolveError {
 }
 
 impl ResolveError {
+    /// The error itself, without the way to it.
+    pub fn innermost(&self) -> &Self {
+        match self {
+            Self::Reference { source, .. } | Self::Nowhere { source, .. } => source.innermost(),
+            error => error,
+        }
+    }
+
     /// What kind of trouble it is.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Source { source, .. } => ErrorClass::of_source(source),
             Self::Content { .. } => ErrorClass::Content,
-            Self::Kit { .. } | Self::Choice { .. } => ErrorClass::Refused,
+            Self::Kit { .. } | Self::Choice { .. } | Self::Lineage(_) => ErrorClass::Refused,
+            Self::Reference { source, .. } | Self::Nowhere { source, .. } => source.class(),
             Self::Store(error) => error.class(),
             Self::NeverResolved { .. } | Self::NotCached { .. } => ErrorClass::Network,
         }
     }
 }
 
-/// Finds the kit that `reference` names. Blocks for [`crate::limits::BEFORE_MOUNT_S`] at most; not on a thread of `runtime`.
-pub fn kit(reference: &Reference, options: &SourceOptions, store: &Store, runtime: &Handle) -> Result<Pinned, ResolveError> {
-    let resolver = Resolver { reference, store };
-    let source = source::open(reference, options).map_err(|error| resolver.failed(error.into()))?;
-    // Only a registry is the network.
-    let documents = if options.offline && matches!(reference.transport(), Transport::Registry(_)) {
-        runtime.block_on(resolver.kept())
-    } else {
-        runtime.block_on(source::before_mount(&*source, resolver.documents(&*source)))
-    };
-    let (manifest, config, pin) = documents.map_err(|failure| resolver.failed(failure))?;
-    let kit = Kit::plan(&manifest, &config).map_err(|error| resolver.refused(manifest.descriptor().digest, error))?;
-    Ok(Pinned { kit, manifest, config, reference: reference.clone(), pin, source })
+/// Finds the kit that `reference` names, and those that it refers to; with `include_remote` also those that stand for datasets. Blocks for
+/// [`crate::limits::BEFORE_MOUNT_S`] at most; not on a thread of `runtime`.
+pub fn kit(
+    reference: &Reference,
+    selection: Selection,
+    include_remote: bool,
+    options: &SourceOptions,
+    store: &Store,
+    runtime: &Handle,
+) -> Result<Pinned, ResolveError> {
+    follow::lineage(&Asking { options, store, runtime, until: source::before_mount() }, reference, selection, include_remote)
+}
+
+/// How kits are asked for.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    options: &'a SourceOptions,
+    store: &'a Store,
+    runtime: &'a Handle,
+    until: Instant,
+}
+
+/// One kit, without what it refers to.
+#[derive(Clone)]
+struct One {
+    found: Found,
+    kit: Kit,
+    documents: Documents,
+}
+
+impl Asking<'_> {
+    /// Finds one kit.
+    fn one(&self, reference: &Reference) -> Result<One, ResolveError> {
+        let resolver = Resolver { reference, store: self.store };
+        let source = source::open(reference, self.options).map_err(|error| resolver.failed(error.into()))?;
+        // Only a registry is the network.
+        let documents = if self.options.offline && matches!(reference.transport(), Transport::Registry(_)) {
+            self.runtime.block_on(resolver.kept())
+        } else {
+            self.runtime.block_on(source::asking(&*source, self.until, resolver.documents(&*source)))
+        };
+        let (manifest, config, pin) = documents.map_err(|failure| resolver.failed(failure))?;
+        let documents = Documents { manifest, config };
+        let kit = documents.plan().map_err(|error| resolver.refused(documents.manifest.descriptor().digest, error))?;
+        Ok(One { found: Found { reference: reference.clone(), pin, source }, kit, documents })
+    }
 }
 
 struct Resolver<'a> {
@@ -145,7 +244,7 @@ struct Resolver<'a> {
 }
 
 /// Manifest, config, and who says that they are the ones.
-type Documents = (Verified<Bytes>, Verified<Bytes>, PinnedBy);
+type Answer = (Verified<Bytes>, Verified<Bytes>, PinnedBy);
 
 /// A [`ResolveError`] that does not know its reference yet.
 enum Failure {
@@ -171,7 +270,7 @@ impl From<StoreError> for Failure {
 }
 
 impl Resolver<'_> {
-    async fn documents(&self, source: &dyn Source) -> Result<Documents, Failure> {
+    async fn documents(&self, source: &dyn Source) -> Result<Answer, Failure> {
         let (manifest, pin) = match self.kept_by_digest()? {
             Some(found) => (self.chosen(found, Some(source)).await?, PinnedBy::User),
             None => self.resolve(source).await?,
@@ -223,7 +322,7 @@ impl Resolver<'_> {
         Ok(document)
     }
 
-    async fn kept(&self) -> Result<Documents, Failure> {
+    async fn kept(&self) -> Result<Answer, Failure> {
         let (manifest, pin) = match self.reference.digest() {
             Some(digest) => {
                 let found = self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?;
@@ -291,7 +390,7 @@ mod tests {
 
         fn resolve(&self, reference: &str, offline: bool) -> Result<Pinned, ResolveError> {
             let options = SourceOptions { offline, ..SourceOptions::default() };
-            kit(&reference.parse().expect(reference), &options, &self.store, self.runtime.handle())
+            kit(&reference.parse().expect(reference), Selection::default(), false, &options, &self.store, self.runtime.handle())
         }
     }
 
@@ -305,15 +404,15 @@ mod tests {
         let layout = stage.folder.path().join("layout");
         let reference = case("kits", "all-kinds-plain").lay_out(&layout);
         let pinned = stage.resolve(&reference, false).expect("a kit");
-        assert_eq!((pinned.pin, pinned.kit.layers.len()), (PinnedBy::Source, 9));
-        let digest = pinned.kit.manifest.digest;
+        assert_eq!((pinned.root().pin, pinned.kit().layers.len()), (PinnedBy::Source, 9));
+        let digest = pinned.kit().manifest.digest;
         fs::remove_dir_all(layout.join("blobs")).expect("ours");
         assert!(matches!(stage.resolve(&reference, false), Err(ResolveError::Source { remembered: true, .. })));
         let again = stage.resolve(&format!("{reference}@{digest}"), false).expect("all of it is kept");
-        assert_eq!((again.pin, again.kit.kitfile), (PinnedBy::User, pinned.kit.kitfile));
+        assert_eq!((again.root().pin, &again.kit().kitfile), (PinnedBy::User, &pinned.kit().kitfile));
         // Content is known by its digest, wherever it came from.
         let elsewhere = stage.resolve(&format!("127.0.0.1:1/acme/kit:v1@{digest}"), true).expect("kept");
-        assert_eq!((elsewhere.pin, elsewhere.kit.manifest.digest), (PinnedBy::User, digest));
+        assert_eq!((elsewhere.root().pin, elsewhere.kit().manifest.digest), (PinnedBy::User, digest));
     }
 
     #[test]
@@ -332,8 +431,8 @@ mod tests {
         let config = case.blob(&Kit::config(&manifest).expect("a kit"));
         stage.store.put_document(&config).expect("room");
         let pinned = stage.resolve(reference, true).expect("everything is there");
-        assert_eq!((pinned.pin, pinned.kit.manifest.digest), (PinnedBy::Cache, manifest.descriptor().digest));
-        let refused = stage.runtime.block_on(pinned.source.resolve()).expect_err("offline is offline");
+        assert_eq!((pinned.root().pin, pinned.kit().manifest.digest), (PinnedBy::Cache, manifest.descriptor().digest));
+        let refused = stage.runtime.block_on(pinned.root().source.resolve()).expect_err("offline is offline");
         assert!(refused.to_string().contains("--offline"), "{refused}");
     }
 
@@ -365,7 +464,7 @@ mod tests {
             fs::remove_file(&path).expect("ours");
             fs::write(&path, bytes).expect("room");
         }
-        let pinned_again = stage.resolve(&format!("{reference}@{}", pinned.kit.manifest.digest), false).expect("fetched again");
-        assert_eq!(pinned_again.kit.kitfile, pinned.kit.kitfile);
+        let pinned_again = stage.resolve(&format!("{reference}@{}", pinned.kit().manifest.digest), false).expect("fetched again");
+        assert_eq!(pinned_again.kit().kitfile, pinned.kit().kitfile);
     }
 }

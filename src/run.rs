@@ -23,6 +23,7 @@ use crate::digest::Digest;
 use crate::failure::chain;
 use crate::limits::{ABANDONED_AFTER, RUN_DOCUMENT_BYTES};
 use crate::mountinfo::{self, MountEntry};
+use crate::plan::{ReferenceRecord, RemoteRecord};
 
 /// The run directory; cheap to clone.
 #[derive(Debug, Clone)]
@@ -65,6 +66,12 @@ pub struct MountRecord {
     pub log: PathBuf,
     /// Whether files are read past us; unknown until it was tried.
     pub passthrough: Option<bool>,
+    /// The kits that it refers to, directly or not.
+    #[serde(default)]
+    pub references: Vec<ReferenceRecord>,
+    /// Datasets that are not in the mount.
+    #[serde(default)]
+    pub remote: Vec<RemoteRecord>,
 }
 
 /// `state.json`: how the mount is.

@@ -495,6 +495,8 @@ impl<'a> Supervisor<'a> {
             mount_id: self.mounted.mount_id,
             log: self.dir.log_path(),
             passthrough: self.page.io_mode().map(|mode| mode == IoMode::Passthrough),
+            references: self.plan.references.iter().map(|kit| kit.found.clone()).collect(),
+            remote: self.plan.remote.clone(),
         }
     }
 

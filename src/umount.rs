@@ -430,6 +430,8 @@ mod tests {
             mount_id: entry.mount_id,
             log: mount.log_path(),
             passthrough: None,
+            references: Vec::new(),
+            remote: Vec::new(),
         }
     }
 

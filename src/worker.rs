@@ -4,6 +4,7 @@
 //! no return, panic or drop of the session can unmount anything.
 
 mod house;
+mod kits;
 
 use std::collections::HashSet;
 use std::io;
@@ -13,28 +14,25 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use bytes::Bytes;
 use fuser::{Config, InitFlags, Session, SessionACL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use self::house::House;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
-use crate::descriptor::Descriptor;
 use crate::detach::detach;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::fuse::{Adapter, Shared};
-use crate::kit::{Kit, LayerKind};
+use crate::kit::{KitLayer, LayerKind};
 use crate::layer::Archive;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
 use crate::log::Destination;
-use crate::oci::{Manifest, Reference};
+use crate::oci::Reference;
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
 use crate::run::RunDir;
 use crate::store::Store;
-use crate::verify::{Unverified, Verified};
 use crate::wait::{Need, Waiters};
 use crate::wire::Device;
 
@@ -102,16 +100,17 @@ fn serve(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
-    let (manifest, config) = checked(&plan)?;
-    let kit = Kit::plan(&manifest, &config)?.select(&plan.selection);
+    let lineage = kits::lineage(&plan)?;
     let store = Store::open(&plan.cache_dir)?;
 
-    let reference: Reference = plan.reference.parse()?;
+    let places = std::iter::once(&plan.reference).chain(plan.references.iter().map(|kit| &kit.found.source));
+    let places = places.map(|place| place.parse()).collect::<Result<Vec<Reference>, _>>()?;
     let connect = {
         let plan = Arc::clone(&plan);
-        Box::new(move || crate::source::open(&reference, &plan.access))
+        Box::new(move |kit: usize| crate::source::open(&places[kit], &plan.access))
     };
-    let fetcher = Fetcher::new(store.clone(), kit.layers.iter().map(|layer| layer.spec.clone()).collect(), connect);
+    let layers = lineage.layers.iter().enumerate().map(|(position, layer)| (layer.spec.clone(), lineage.owner(position)));
+    let fetcher = Fetcher::new(store.clone(), layers.collect(), connect);
     // The filesystem tells the waiters what came, and the waiters ask the filesystem how much of it did.
     let filesystem: Arc<OnceLock<Arc<Fs>>> = Arc::default();
     let waiters = {
@@ -136,7 +135,7 @@ fn serve(
         Box::new(move |slot, checksum| page.agree_on_table(slot, checksum))
     };
     let prefetch_model = plan.prefetch != Prefetch::None;
-    let fs = Fs::new(&kit, plan.reference.clone(), store, Arc::clone(&fetcher), prefetch_model, ended, agree)?;
+    let fs = Fs::new(&lineage, plan.reference.clone(), store, Arc::clone(&fetcher), prefetch_model, ended, agree)?;
     filesystem.set(Arc::clone(&fs)).map_err(|_| "the filesystem is made once")?;
 
     let begin = adopt(control, &fs, &page)?;
@@ -156,13 +155,13 @@ fn serve(
         uid: plan.uid,
         gid: plan.gid,
         passthrough,
-        size: kit.layers.iter().map(|layer| layer.spec.descriptor.size).sum(),
+        size: lineage.layers.iter().map(|layer| layer.spec.descriptor.size).sum(),
     });
 
     let session = session(Adapter::new(shared), &page.agreed(), device)?;
     match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
         Ok(dir) => {
-            house.set(House::new(&fs, kit.clone(), dir)).map_err(|_| "the house is made once")?;
+            house.set(House::new(&fs, lineage.layers.clone(), dir)).map_err(|_| "the house is made once")?;
             spawn("house", {
                 let (house, control) = (Arc::clone(&house), Arc::clone(control));
                 move || house.get().map_or((), |house| house.keep(&control))
@@ -177,19 +176,10 @@ fn serve(
     })?;
     control.send(&FromWorker::Ready, None)?;
     if !stopping {
-        fetcher.prefetch(prefetched(&plan, &kit, &fs));
+        fetcher.prefetch(prefetched(&plan, &lineage.layers, &fs));
     }
     session.run()?;
     Ok(())
-}
-
-/// Manifest and config, checked against their digests once more: they came through memory that another process wrote.
-fn checked(plan: &MountPlan) -> Result<(Verified<Bytes>, Verified<Bytes>), Box<dyn std::error::Error>> {
-    let descriptor = Descriptor { media_type: String::new(), digest: plan.digest, size: plan.manifest.len() as u64 };
-    let verified = Unverified::new(Bytes::from(plan.manifest.clone())).verify(&descriptor)?;
-    let manifest = Manifest::parse(&verified)?;
-    let config = Unverified::new(Bytes::from(plan.config.clone())).verify(&manifest.config)?;
-    Ok((verified, config))
 }
 
 /// Takes over the layers that were open when the last worker died, until the supervisor says that these were all.
@@ -276,9 +266,9 @@ fn session(adapter: Adapter, agreed: &Agreed, device: OwnedFd) -> io::Result<Ses
 }
 
 /// Layers that are fetched before anybody asks, in manifest order.
-fn prefetched(plan: &MountPlan, kit: &Kit, fs: &Fs) -> Vec<u16> {
+fn prefetched(plan: &MountPlan, layers: &[KitLayer], fs: &Fs) -> Vec<u16> {
     let mut room = PREFETCH_TOTAL_BYTES;
-    let wanted = (1..).zip(&kit.layers).filter(|(_, layer)| match plan.prefetch {
+    let wanted = (1..).zip(layers).filter(|(_, layer)| match plan.prefetch {
         Prefetch::None => false,
         Prefetch::All => true,
         Prefetch::Small => {

@@ -101,6 +101,9 @@ pub(crate) struct Wanted {
     /// Do not show paths that match GLOB; may be repeated
     #[arg(long, value_name = "GLOB", env = "KITFS_EXCLUDE", hide_env = true, value_delimiter = '\n')]
     pub(crate) exclude: Vec<Glob>,
+    /// Follow datasets that are kits of their own, too
+    #[arg(long, env = "KITFS_INCLUDE_REMOTE", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) include_remote: bool,
 }
 
 impl Wanted {
@@ -278,6 +281,7 @@ mod tests {
             "pull -f docs r s",
             "inspect --exclude x r",
             "verify -f code r",
+            "mount --include-remote r d",
             "umount d e",
             "umount --lazy d",
             "umount --all",
@@ -287,6 +291,9 @@ mod tests {
             "pull r s",
             "pull --cache-dir c --plain-http --ca-cert f --offline r",
             "inspect --json r",
+            "inspect --include-remote r",
+            "pull --include-remote r",
+            "verify --include-remote r",
             "verify r",
             "verify --repair r",
             "verify --all",

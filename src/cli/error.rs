@@ -146,8 +146,11 @@ impl CliError {
                 let mounts = mounts.iter().map(|mount| format!("{} is mounted in it", mount.display()));
                 holders.chain(mounts).collect()
             }
-            Self::Resolve(ResolveError::Choice { source, .. }) => match &**source {
-                ChoiceError::Several { kits, .. } => kits.iter().map(ToString::to_string).collect(),
+            Self::Resolve(error) => match error.innermost() {
+                ResolveError::Choice { source, .. } => match &**source {
+                    ChoiceError::Several { kits, .. } => kits.iter().map(ToString::to_string).collect(),
+                    _ => Vec::new(),
+                },
                 _ => Vec::new(),
             },
             _ => Vec::new(),
@@ -169,7 +172,7 @@ fn exit_of_code(code: u8) -> Exit {
 }
 
 fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
-    match error {
+    match error.innermost() {
         ResolveError::Source { remembered, source, .. } => {
             let mut hints = hints_of_source(source);
             if *remembered && exit_of(error.class()) == Exit::Failed {
@@ -185,6 +188,8 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
             KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
             _ => Vec::new(),
         },
+        // Those of their innermost error.
+        ResolveError::Reference { .. } | ResolveError::Nowhere { .. } | ResolveError::Lineage(_) => Vec::new(),
         ResolveError::Choice { source, .. } => match &**source {
             ChoiceError::Several { kits, .. } => {
                 let first = kits.first().map(|kit| kit.digest.to_string()).unwrap_or_default();

@@ -12,8 +12,9 @@ use super::Session;
 use super::error::CliError;
 use super::report::{self, escaped};
 use crate::digest::Digest;
-use crate::kit::{Kit, KitLayer};
+use crate::kit::KitLayer;
 use crate::limits;
+use crate::resolve::Pinned;
 use crate::source::Source;
 use crate::store::{LayerState, StoreError, VerifiedLayer};
 
@@ -26,34 +27,35 @@ pub(super) enum Until {
     Durable,
 }
 
-/// Fetches those of a kit's layers that stand at `positions`, each digest once, several at a time. All are tried, whatever becomes of one.
+/// Fetches those layers of a kit, and of what it refers to, that stand at `positions`, each digest once, several at a time. All are tried, whatever becomes of one.
 ///
 /// `alive` is called now and then as long as bytes come, with how many did and how many there are.
 pub(super) fn layers(
     session: &Session,
-    kit: &Kit,
+    pinned: &Pinned,
     positions: &[usize],
-    source: &Arc<dyn Source>,
     until: Until,
     alive: &dyn Fn(u64, u64),
 ) -> Result<Vec<VerifiedLayer>, CliError> {
-    let mut wanted: Vec<&KitLayer> = Vec::new();
-    for layer in positions.iter().filter_map(|position| kit.layers.get(*position)) {
+    let (mut wanted, mut jobs) = (Vec::<&KitLayer>::new(), VecDeque::new());
+    for position in positions.iter().copied() {
+        let layer = &pinned.lineage.layers[position];
         if !wanted.iter().any(|other| other.spec.descriptor.digest == layer.spec.descriptor.digest) {
             wanted.push(layer);
+            jobs.push_back((layer, pinned.source_of(position)));
         }
     }
     let total = wanted.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
     let mut display = Display::new(session, &wanted);
     let mut outcomes = HashMap::new();
-    let queue = Mutex::new(wanted.iter().copied().collect::<VecDeque<_>>());
+    let queue = Mutex::new(jobs);
     let (done, ended) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..wanted.len().min(limits::PULLS_MAX) {
             let (queue, done) = (&queue, done.clone());
             scope.spawn(move || {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some(layer) = next() {
+                while let Some((layer, source)) = next() {
                     let outcome = one(session, layer, source, until);
                     if done.send((layer.spec.descriptor.digest, outcome)).is_err() {
                         return;

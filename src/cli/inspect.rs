@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::args::Inspect;
 use super::error::CliError;
 use super::report::{self, Exit, escaped};
-use super::{Session, print};
+use super::{Session, place, print, references, remote};
 use crate::kit::{KitLayer, ModelSummary, Summary};
+use crate::plan::{ReferenceRecord, RemoteRecord};
 use crate::resolve::Pinned;
 use crate::store::{LayerState, Store};
 
@@ -31,7 +32,8 @@ struct Shown {
     package: Package,
     model: Option<Model>,
     layers: Vec<Layer>,
-    remote_datasets: Vec<Remote>,
+    references: Vec<ReferenceRecord>,
+    remote: Vec<RemoteRecord>,
     unplaced_layers: Vec<Unplaced>,
     kitfile: String,
 }
@@ -55,6 +57,8 @@ struct Model {
 
 #[derive(Debug, Serialize)]
 struct Layer {
+    /// The kit that brings it.
+    kit: String,
     digest: String,
     media_type: String,
     kind: &'static str,
@@ -62,12 +66,6 @@ struct Layer {
     path: String,
     size: u64,
     cached: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Remote {
-    path: String,
-    address: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,21 +77,18 @@ struct Unplaced {
 
 impl Shown {
     fn new(pinned: &Pinned, store: &Store) -> Self {
-        let kit = &pinned.kit;
+        let kit = pinned.kit();
         let Summary { name, version, description, license, authors, model } = kit.summary.clone();
         Self {
-            reference: pinned.reference.to_string(),
+            reference: pinned.root().reference.to_string(),
             digest: kit.manifest.digest.to_string(),
             packed_by: kit.packed_by.clone(),
             created: kit.created.and_then(rfc3339),
             package: Package { name, version, description, license, authors },
             model: model.map(|ModelSummary { name, framework, format, version }| Model { name, framework, format, version }),
-            layers: kit.layers.iter().map(|layer| Layer::new(layer, store)).collect(),
-            remote_datasets: kit
-                .remote
-                .iter()
-                .map(|set| Remote { path: String::from_utf8_lossy(set.path.as_bytes()).into_owned(), address: set.address.clone() })
-                .collect(),
+            layers: pinned.lineage.layers.iter().enumerate().map(|(position, layer)| Layer::new(pinned, position, layer, store)).collect(),
+            references: references(pinned),
+            remote: remote(pinned),
             unplaced_layers: kit
                 .unplaced
                 .iter()
@@ -127,14 +122,19 @@ impl Shown {
         }
         let total: u64 = self.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
         line("layers", &format!("{}, {}", self.layers.len(), BinaryBytes(total)));
-        for Layer { digest, media_type, kind, name, path, size, cached } in &self.layers {
+        for Layer { digest, media_type, kind, name, path, size, cached, .. } in &self.layers {
             let cached = if *cached { "cached" } else { "not cached" };
             let name = name.as_ref().map(|name| format!(" `{name}`")).unwrap_or_default();
             _ = writeln!(text, "\n  {digest}");
             _ = writeln!(text, "    {kind}{} at {}, {}, {cached}", escaped(&name), escaped(path), BinaryBytes(*size));
             _ = writeln!(text, "    {}", escaped(media_type));
         }
-        for Remote { path, address } in &self.remote_datasets {
+        for ReferenceRecord { reference, digest, source, part, path, .. } in &self.references {
+            _ = writeln!(text, "\n  {} at {}, from another kit:", escaped(part), escaped(path));
+            _ = writeln!(text, "    {} ({})", escaped(reference), escaped(source));
+            _ = writeln!(text, "    {digest}");
+        }
+        for RemoteRecord { path, address } in &self.remote {
             _ = writeln!(text, "\n  not part of the kit: the dataset at {}, which lives at {}", escaped(path), escaped(address));
         }
         for Unplaced { digest, media_type, size } in &self.unplaced_layers {
@@ -146,14 +146,15 @@ impl Shown {
 }
 
 impl Layer {
-    fn new(layer: &KitLayer, store: &Store) -> Self {
+    fn new(pinned: &Pinned, position: usize, layer: &KitLayer, store: &Store) -> Self {
         let descriptor = &layer.spec.descriptor;
         Self {
+            kit: pinned.lineage.members()[pinned.lineage.owner(position)].digest().to_string(),
             digest: descriptor.digest.to_string(),
             media_type: descriptor.media_type.clone(),
             kind: layer.kind.name(),
             name: layer.name.clone(),
-            path: if layer.path.is_root() { ".".into() } else { String::from_utf8_lossy(layer.path.as_bytes()).into_owned() },
+            path: place(&layer.path),
             size: descriptor.size,
             cached: store.state(&descriptor.digest) == LayerState::Cached,
         }

@@ -9,13 +9,13 @@ use super::args::Mount;
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::Exit;
-use super::{Session, reference, umount};
+use super::{Session, reference, references, remote, umount};
 use crate::daemon::{self, Progress, Ready};
 use crate::digest::Digest;
 use crate::fs;
 use crate::index::Index;
-use crate::kit::Kit;
-use crate::plan::MountPlan;
+use crate::kit::{Lineage, Member};
+use crate::plan::{MountPlan, PlannedKit, ReferenceRecord};
 use crate::preflight::Preflight;
 use crate::store::VerifiedLayer;
 use crate::tree::TreeError;
@@ -42,16 +42,17 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         }
     };
     // Held until the mount serves, or they could be evicted before it has them open.
-    let shared = fetch::layers(&session, &pinned.kit, &pinned.kit.shared(), &pinned.source, Until::Usable, &alive)?;
+    let shared = fetch::layers(&session, &pinned, &pinned.lineage.shared(), Until::Usable, &alive)?;
 
-    check_shared(&pinned.kit, &shared)?;
+    check_shared(&pinned.lineage, &shared)?;
 
-    let digest = pinned.kit.manifest.digest;
+    let (root, digest) = (pinned.root(), pinned.kit().manifest.digest);
+    let members = pinned.lineage.members();
     let plan = MountPlan {
         id: run::new_id(),
         mountpoint,
-        reference: pinned.reference.to_string(),
-        shown_source: pinned.reference.with_digest(digest),
+        reference: root.reference.to_string(),
+        shown_source: root.reference.with_digest(digest),
         digest,
         run_dir: run_dir.path().to_owned(),
         cache_dir: session.store.dir().to_owned(),
@@ -62,8 +63,11 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         prefetch: arguments.prefetch,
         selection: arguments.wanted.selection(),
         access: session.options.clone(),
-        manifest: pinned.manifest.to_vec(),
-        config: pinned.config.to_vec(),
+        manifest: members[0].documents.manifest.to_vec(),
+        config: members[0].documents.config.to_vec(),
+        references: references(&pinned).into_iter().zip(&members[1..]).map(|(found, member)| planned(found, member)).collect(),
+        include_remote: arguments.wanted.include_remote,
+        remote: remote(&pinned),
         lacking: rehearsal::lacking(),
     };
     // What the supervisor still waits for is here already, so there is no more to show.
@@ -73,14 +77,18 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
 }
 
 /// Refuses a kit whose shared folders have what they must not have: that it is told now, and not by errors inside of the mount.
-fn check_shared(kit: &Kit, layers: &[VerifiedLayer]) -> Result<(), TreeError> {
+fn check_shared(lineage: &Lineage, layers: &[VerifiedLayer]) -> Result<(), TreeError> {
     let indexes: HashMap<Digest, &Index> = layers.iter().map(|layer| (layer.index().layer(), layer.index())).collect();
-    let tree = fs::tree(kit)?;
+    let tree = fs::tree(lineage)?;
     for group in tree.groups().filter(|&group| tree.is_shared_directory(group)) {
-        let members = tree.slots(group).iter().map(|&slot| kit.layers[usize::from(slot) - 1].spec.descriptor.digest);
+        let members = tree.slots(group).iter().map(|&slot| lineage.layers[usize::from(slot) - 1].spec.descriptor.digest);
         if let Some(indexes) = members.map(|digest| indexes.get(&digest).copied().cloned()).collect() {
             tree.learn(group, indexes)?;
         }
     }
     Ok(())
+}
+
+fn planned(found: ReferenceRecord, member: &Member) -> PlannedKit {
+    PlannedKit { found, manifest: member.documents.manifest.to_vec(), config: member.documents.config.to_vec() }
 }

@@ -20,9 +20,9 @@ pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
 
 fn pull(session: &Session, reference: &str, wanted: &Wanted) -> Result<(), CliError> {
     let pinned = session.resolve(reference, wanted)?;
-    let all: Vec<usize> = (0..pinned.kit.layers.len()).collect();
-    let layers = fetch::layers(session, &pinned.kit, &all, &pinned.source, Until::Durable, &|_, _| {})?;
-    let named = pinned.reference.with_digest(pinned.kit.manifest.digest);
+    let all: Vec<usize> = (0..pinned.lineage.layers.len()).collect();
+    let layers = fetch::layers(session, &pinned, &all, Until::Durable, &|_, _| {})?;
+    let named = pinned.root().reference.with_digest(pinned.kit().manifest.digest);
     print(format!("{}: {} layers in the cache\n", escaped(&named), layers.len()).as_bytes())?;
     Ok(())
 }

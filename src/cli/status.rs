@@ -13,6 +13,7 @@ use super::error::CliError;
 use super::report::{self, Exit, escaped};
 use super::{print, umount};
 use crate::mountinfo;
+use crate::plan::{ReferenceRecord, RemoteRecord};
 use crate::run::{LayerReport, LayerStatus, MountDir, MountRecord, MountState, Phase, RunError};
 
 pub(super) fn run(arguments: &Status) -> Result<Exit, CliError> {
@@ -62,6 +63,8 @@ struct Mount {
     cache_dir: String,
     passthrough: bool,
     log: String,
+    references: Vec<ReferenceRecord>,
+    remote: Vec<RemoteRecord>,
     layers: Vec<Layer>,
 }
 
@@ -108,6 +111,8 @@ impl Mount {
             cache_dir: record.cache_dir.to_string_lossy().into_owned(),
             passthrough: record.passthrough.unwrap_or_default(),
             log: record.log.to_string_lossy().into_owned(),
+            references: record.references,
+            remote: record.remote,
             layers: layers.into_iter().map(Layer::new).collect(),
         }
     }
@@ -130,6 +135,12 @@ impl Mount {
         ] {
             // Writing into a String cannot fail.
             _ = writeln!(text, "  {key:<10} {}", escaped(value));
+        }
+        for ReferenceRecord { reference, digest, part, path, .. } in &self.references {
+            _ = writeln!(text, "    refers to {} for {} at {}", escaped(&format!("{reference}@{digest}")), escaped(part), escaped(path));
+        }
+        for RemoteRecord { path, address } in &self.remote {
+            _ = writeln!(text, "    not here: the dataset at {}, which lives at {}", escaped(path), escaped(address));
         }
         for layer in &self.layers {
             let Layer { digest, path, size, state, fetched, error, retry_at, .. } = layer;
@@ -182,6 +193,15 @@ mod tests {
             mount_id: 7,
             log: "/run/kitfs/0/log".into(),
             passthrough: Some(true),
+            references: vec![ReferenceRecord {
+                reference: "reg.example/acme/base:v1".into(),
+                digest,
+                pinned_by: "source".into(),
+                source: "reg.example/acme/base:v1".into(),
+                part: "model".into(),
+                path: ".".into(),
+            }],
+            remote: vec![RemoteRecord { path: "far".into(), address: "s3://bucket/\u{1b}key".into() }],
         };
         let layer = LayerReport {
             digest,
@@ -208,6 +228,11 @@ mod tests {
                 "mountpoint": "/mnt/kit", "reference": "reg.example/acme/m:v1", "digest": digest, "state": "serving",
                 "supervisor_pid": 10, "worker_pid": 11, "restarts": 2, "since": "2026-11-24T10:00:00Z",
                 "cache_dir": "/var/cache/kitfs", "passthrough": true, "log": "/run/kitfs/0/log",
+                "references": [{
+                    "reference": "reg.example/acme/base:v1", "digest": digest, "pinned_by": "source",
+                    "source": "reg.example/acme/base:v1", "part": "model", "path": ".",
+                }],
+                "remote": [{ "path": "far", "address": "s3://bucket/\u{1b}key" }],
                 "layers": [{
                     "digest": digest, "media_type": "x/\u{1b}[31my", "path": "model\u{202e}", "size": 123, "state": "failed",
                     "fetched": 23, "error": "it\nbroke", "retry_at": "2026-11-24T10:01:00Z",
@@ -228,6 +253,7 @@ mod tests {
     fn text_is_escaped_and_says_what_failed() {
         let text = mount(true, None).text();
         assert!(!text.contains(['\u{1b}', '\u{202e}']));
+        assert!(text.contains("refers to reg.example/acme/base:v1@sha256:") && text.contains("s3://bucket/\\u{1b}key"), "{text}");
         assert!(text.contains("model\\u{202e}") && text.contains("it\\nbroke (again at 2026-11-24T10:01:00Z)"), "{text}");
     }
 }

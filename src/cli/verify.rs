@@ -22,7 +22,7 @@ fn kit(session: &Session, reference: &str, arguments: &Verify) -> Result<Exit, C
     let pinned = session.resolve(reference, &arguments.wanted)?;
     let mut bad = Vec::new();
     let mut exit = Exit::Done;
-    for (position, layer) in pinned.kit.layers.iter().enumerate() {
+    for (position, layer) in pinned.lineage.layers.iter().enumerate() {
         match one(&session.store, &layer.spec)? {
             Outcome::Sound => {}
             Outcome::Absent => bad.push(position),
@@ -33,7 +33,7 @@ fn kit(session: &Session, reference: &str, arguments: &Verify) -> Result<Exit, C
         }
     }
     if arguments.repair && !bad.is_empty() {
-        fetch::layers(session, &pinned.kit, &bad, &pinned.source, Until::Durable, &|_, _| {})?;
+        fetch::layers(session, &pinned, &bad, Until::Durable, &|_, _| {})?;
         exit = Exit::Done;
     }
     Ok(exit)

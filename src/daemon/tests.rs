@@ -34,6 +34,9 @@ impl Stage {
             access: SourceOptions::default(),
             manifest: b"{}".to_vec(),
             config: b"{}".to_vec(),
+            references: Vec::new(),
+            include_remote: false,
+            remote: Vec::new(),
             lacking: Lacking::default(),
         };
         let (interrupts, interrupt) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");

@@ -1,19 +1,12 @@
 //! What of a kit is left when the user wants only some of it.
 
-use super::{KITFILE, Kit, KitLayer, LayerKind};
-use crate::filter::{FilterType, Globs, Selection, Shown};
+use super::{KITFILE, KitLayer, LayerKind};
+use crate::filter::{FilterType, Globs, Selection};
 
-impl Kit {
-    /// The kit without what is not wanted: layers that no filter takes, and those of which the globs let nothing show, whatever is in them.
-    pub fn select(mut self, selection: &Selection) -> Self {
-        let globs = &selection.globs;
-        self.layers.retain(|layer| layer.is_taken_by(selection));
-        let left_out = self.layers.extract_if(.., |layer| layer.is_ruled_out_by(globs)).map(|layer| layer.path).collect();
-        self.remote.retain(|_| selection.filters.is_empty() || selection.filters.iter().any(|filter| filter.has(FilterType::Datasets)));
-        let kitfile = globs.step(&globs.root(), KITFILE.as_bytes());
-        self.kitfile = self.kitfile.filter(|_| selection.takes(FilterType::Kitfile, &[]) && globs.shows(&kitfile, false));
-        self.shown = Shown { globs: globs.clone(), left_out };
-        self
+impl Selection {
+    /// True if the generated Kitfile is wanted.
+    pub fn shows_kitfile(&self) -> bool {
+        self.takes(FilterType::Kitfile, &[]) && self.globs.shows(&self.globs.step(&self.globs.root(), KITFILE.as_bytes()), false)
     }
 }
 

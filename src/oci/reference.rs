@@ -112,6 +112,24 @@ impl Reference {
         self.at(digest).to_string()
     }
 
+    /// Another kit in the place where this one is, by the name that it would have there. `None` for a registry, where a name says by itself where it is.
+    pub fn beside(&self, name: &str, digest: Option<Digest>) -> Option<Self> {
+        let named = |LayoutName { path, .. }: &LayoutName| LayoutName { path: path.clone(), name: Some(name.to_owned()) };
+        let transport = match &self.transport {
+            Transport::Registry(_) => return None,
+            Transport::Layout(layout) => Transport::Layout(named(layout)),
+            Transport::Archive(layout) => Transport::Archive(named(layout)),
+            Transport::Kitops(_) => return Self::in_kit_storage(name, digest),
+        };
+        Some(Self { transport, digest })
+    }
+
+    /// A kit of kit's own storage. `None` if it can have none of that name.
+    pub fn in_kit_storage(name: &str, digest: Option<Digest>) -> Option<Self> {
+        let digest = digest.map(|digest| format!("@{digest}")).unwrap_or_default();
+        format!("kitops:{name}{digest}").parse().ok()
+    }
+
     /// The same reference as it is meant from anywhere: a path that is not absolute is taken to begin in `base`.
     pub fn absolute(&self, base: &Path) -> Self {
         let below = |LayoutName { path, name }: &LayoutName| LayoutName { path: base.join(path), name: name.clone() };
@@ -487,6 +505,15 @@ mod tests {
         assert_eq!(reference.with_digest(digest), format!("reg.example/acme/m:v1@sha256:{HEX}"));
         assert_eq!(parse(&reference.with_digest(digest)), Ok(reference.at(digest)));
         assert_eq!(parse("oci:kits:v1").expect("well-formed").absolute(Path::new("/srv")).to_string(), "oci:/srv/kits:v1");
+        assert_eq!(reference.beside("other:v1", None), None);
+        let beside = parse("oci:kits:v1").expect("well-formed").beside("reg.example/other:v1", Some(digest)).expect("a layout");
+        assert_eq!(parse(&format!("oci:kits:reg.example/other:v1@sha256:{HEX}")), Ok(beside));
+        let beside = parse("oci-archive:kits.tar").expect("well-formed").beside("reg.example/other:v1", None);
+        assert_eq!(beside.map(|beside| beside.to_string()).as_deref(), Some("oci-archive:kits.tar:reg.example/other:v1"));
+        let beside = |name, digest| parse("kitops:a:v1").expect("well-formed").beside(name, digest).map(|beside| beside.to_string());
+        assert_eq!(beside("reg.example/other:v1", None).as_deref(), Some("kitops:reg.example/other:v1"));
+        assert_eq!(beside("other", Some(digest)), Some(format!("kitops:other@sha256:{HEX}")));
+        assert_eq!(beside("../other:v1", None), None);
     }
 
     proptest! {

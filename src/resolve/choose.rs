@@ -228,7 +228,7 @@ mod tests {
 
         fn resolve_as(&self, reference: &str, offline: bool) -> Result<Pinned, ResolveError> {
             let options = SourceOptions { offline, ..SourceOptions::default() };
-            kit(&reference.parse().expect(reference), &options, &self.store, self.runtime.handle())
+            kit(&reference.parse().expect(reference), crate::filter::Selection::default(), false, &options, &self.store, self.runtime.handle())
         }
     }
 
@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn refusal(outcome: Result<Pinned, ResolveError>) -> ChoiceError {
-        match outcome.map(|pinned| pinned.kit.manifest) {
+        match outcome.map(|pinned| pinned.kit().manifest.clone()) {
             Err(error @ ResolveError::Choice { .. }) => {
                 assert_eq!(error.class(), ErrorClass::Refused);
                 let ResolveError::Choice { source, .. } = error else { unreachable!() };
@@ -263,18 +263,18 @@ mod tests {
             stage.index(&[kit.clone(), nested.clone()]),
         ] {
             let pinned = stage.resolve(&top).unwrap_or_else(|error| panic!("{top}: {}", chain(&error)));
-            assert_eq!((pinned.kit.manifest.digest.to_string().as_str(), pinned.pin), (digest(kit), PinnedBy::Source));
+            assert_eq!((pinned.kit().manifest.digest.to_string().as_str(), pinned.root().pin), (digest(kit), PinnedBy::Source));
             // The index by its own digest, listed or not, with and without its source.
             let reference = format!("oci:{}@{}", stage.layout().display(), digest(&top));
             for reference in [reference.as_str(), &format!("reg.example/a/b:v1@{}", digest(&top))] {
                 let pinned = stage.resolve_as(reference, true).expect("kept");
-                assert_eq!((pinned.kit.manifest.digest.to_string().as_str(), pinned.pin), (digest(kit), PinnedBy::User));
+                assert_eq!((pinned.kit().manifest.digest.to_string().as_str(), pinned.root().pin), (digest(kit), PinnedBy::User));
             }
         }
         let unlisted = Stage::new();
         let inner = unlisted.index(std::slice::from_ref(kit));
         let reference = format!("oci:{}@{}", unlisted.layout().display(), digest(&inner));
-        assert_eq!(unlisted.resolve_as(&reference, false).expect("there").kit.manifest.digest.to_string(), digest(kit));
+        assert_eq!(unlisted.resolve_as(&reference, false).expect("there").kit().manifest.digest.to_string(), digest(kit));
         // What is not of the size that is said is refused, whatever it is.
         assert!(matches!(stage.resolve(&stage.index(&[wrong, kit.clone()])), Err(ResolveError::Content { what: "manifest", .. })));
     }
@@ -293,7 +293,7 @@ mod tests {
         // Each can be named.
         for kit in &stage.kits {
             let reference = format!("oci:{}@{}", stage.layout().display(), digest(kit));
-            assert_eq!(stage.resolve_as(&reference, false).expect("a kit").kit.manifest.digest.to_string(), digest(kit));
+            assert_eq!(stage.resolve_as(&reference, false).expect("a kit").kit().manifest.digest.to_string(), digest(kit));
         }
         // A kit that is hidden is not a kit that is not there.
         fs::remove_file(blob_path(&stage.layout(), digest(&other))).expect("ours");

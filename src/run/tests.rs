@@ -27,6 +27,8 @@ fn record(id: &str) -> MountRecord {
         mount_id: 36,
         log: "/run/kitfs/1/log".into(),
         passthrough: None,
+        references: Vec::new(),
+        remote: Vec::new(),
     }
 }
 

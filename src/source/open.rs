@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,10 +47,19 @@ pub fn open(reference: &Reference, options: &SourceOptions) -> Result<Arc<dyn So
     })
 }
 
-/// Does `work`, all the asking that has to be done before a mount shows, within the time for it.
-pub async fn before_mount<T, E: From<SourceError>>(source: &dyn Source, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let seconds = limits::BEFORE_MOUNT_S;
-    tokio::time::timeout(Duration::from_secs(seconds), work).await.unwrap_or_else(|_| {
-        Err(SourceError::Stalled { place: source.name().to_owned(), what: "manifest and config".to_owned(), seconds }.into())
+/// When all the asking has to be done that comes before a mount shows and begins now.
+pub fn before_mount() -> Instant {
+    Instant::now() + Duration::from_secs(limits::BEFORE_MOUNT_S)
+}
+
+/// Does `work`, which asks `source` for manifest and config, until `until` at most.
+pub async fn asking<T, E: From<SourceError>>(
+    source: &dyn Source,
+    until: Instant,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    tokio::time::timeout_at(until.into(), work).await.unwrap_or_else(|_| {
+        let (place, what) = (source.name().to_owned(), "manifest and config".to_owned());
+        Err(SourceError::Stalled { place, what, seconds: limits::BEFORE_MOUNT_S }.into())
     })
 }

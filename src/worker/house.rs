@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::control::{Control, FromWorker};
 use crate::fs::{Fs, LayerStanding};
-use crate::kit::{Kit, KitLayer};
+use crate::kit::KitLayer;
 use crate::limits::HOUSE_INTERVAL;
 use crate::run::{LayerReport, LayerStatus, MountDir};
 use crate::wait::Need;
@@ -16,14 +16,14 @@ use crate::wait::Need;
 pub(super) struct House {
     /// The filesystem tells it of failures, so it must not keep the filesystem alive.
     fs: Weak<Fs>,
-    kit: Kit,
+    layers: Vec<KitLayer>,
     dir: MountDir,
     written: Mutex<Vec<LayerReport>>,
 }
 
 impl House {
-    pub(super) fn new(fs: &Arc<Fs>, kit: Kit, dir: MountDir) -> Self {
-        Self { fs: Arc::downgrade(fs), kit, dir, written: Mutex::default() }
+    pub(super) fn new(fs: &Arc<Fs>, layers: Vec<KitLayer>, dir: MountDir) -> Self {
+        Self { fs: Arc::downgrade(fs), layers, dir, written: Mutex::default() }
     }
 
     /// Looks after everything once in a while, for as long as there is a filesystem.
@@ -42,7 +42,7 @@ impl House {
     pub(super) fn report(&self) {
         let Some(fs) = self.fs.upgrade() else { return };
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let reports: Vec<LayerReport> = (1..).zip(&self.kit.layers).map(|(slot, layer)| report(&fs, slot, layer)).collect();
+        let reports: Vec<LayerReport> = (1..).zip(&self.layers).map(|(slot, layer)| report(&fs, slot, layer)).collect();
         if reports != *written {
             match self.dir.write_layers(&reports) {
                 Ok(()) => *written = reports,

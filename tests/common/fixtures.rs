@@ -170,6 +170,12 @@ impl Case {
         format!("oci-archive:{}:{}", path.display(), self.reference())
     }
 
+    /// Puts everything of the case into a registry that stands for the one of the case's reference.
+    pub fn serve_as_proxy(&self, registry: &Registry) -> String {
+        self.layout().serve(registry);
+        self.reference().to_owned()
+    }
+
     /// Unpacks the layout into a folder and says the case's reference there.
     pub fn unpack(&self, folder: &Path) -> String {
         for (name, content) in self.layout().0 {

@@ -159,7 +159,8 @@ impl Host {
     /// `kitfs mount`, not yet run.
     pub fn mount_command(&self, reference: &str, point: &Path, options: &[&str]) -> Command {
         let mut command = self.command(&["mount"]);
-        if !reference.starts_with("oci:") && !options.contains(&"--ca-cert") {
+        if !["oci:", "oci-archive:", "kitops:"].iter().any(|transport| reference.starts_with(transport)) && !options.contains(&"--ca-cert")
+        {
             command.arg("--plain-http");
         }
         command.args(options).arg(reference).arg(point);

@@ -142,11 +142,15 @@ pub struct Kitfile {
     name: String,
     entries: Vec<(Section, String, Packing)>,
     packing: Packing,
+    /// The kit that the model is.
+    refers: Option<String>,
+    /// Datasets that live elsewhere: path and address.
+    remote: Vec<(String, String)>,
 }
 
 impl Kitfile {
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), entries: Vec::new(), packing: Packing::Plain }
+        Self { name: name.to_owned(), entries: Vec::new(), packing: Packing::Plain, refers: None, remote: Vec::new() }
     }
 
     /// How the entries that follow are packed.
@@ -186,6 +190,18 @@ impl Kitfile {
 
     pub fn docs(self, path: &str) -> Self {
         self.entry(Section::Docs, path)
+    }
+
+    /// The model is another kit.
+    pub fn refers(mut self, reference: &str) -> Self {
+        self.refers = Some(reference.to_owned());
+        self
+    }
+
+    /// A dataset that lives elsewhere.
+    pub fn remote(mut self, path: &str, address: &str) -> Self {
+        self.remote.push((path.to_owned(), address.to_owned()));
+        self
     }
 
     /// Packs what the entries name.
@@ -230,16 +246,18 @@ impl Kitfile {
         config.insert("manifestVersion".into(), "1.0.0".into());
         config.insert("package".into(), json!({ "name": self.name }));
         let mut model = of(Section::Model).into_iter().next();
+        if let Some(reference) = &self.refers {
+            model = Some(json!({ "path": reference }));
+        }
+        let remote = self.remote.iter().map(|(path, address)| json!({ "path": path, "remotePath": address }));
+        let datasets = of(Section::Dataset).into_iter().chain(remote).collect();
         let parts = of(Section::Part);
         if !parts.is_empty() {
             model.get_or_insert_with(|| json!({}))["parts"] = parts.into();
         }
-        for (name, value) in [
-            ("model", model),
-            ("code", some(of(Section::Code))),
-            ("datasets", some(of(Section::Dataset))),
-            ("docs", some(of(Section::Docs))),
-        ] {
+        for (name, value) in
+            [("model", model), ("code", some(of(Section::Code))), ("datasets", some(datasets)), ("docs", some(of(Section::Docs)))]
+        {
             if let Some(value) = value {
                 config.insert(name.into(), value);
             }

@@ -22,6 +22,7 @@ mod offline;
 mod packer;
 mod reading;
 mod real_model;
+mod references;
 mod single_flight;
 mod sources;
 mod tamper;

@@ -100,6 +100,9 @@ impl Mount {
             access: kitfs::source::SourceOptions::default(),
             manifest: Vec::new(),
             config: Vec::new(),
+            references: Vec::new(),
+            include_remote: false,
+            remote: Vec::new(),
             lacking: setup.lacking,
         };
         fs::write(path("plan.json"), serde_json::to_vec(&plan).expect("plain data")).expect("room");

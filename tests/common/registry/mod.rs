@@ -2,7 +2,7 @@
 //!
 //! It serves what the distribution spec asks for (`/v2/`, manifests by tag and digest, blobs with ranges) over HTTP or TLS, from memory,
 //! on a loopback port of its own, and writes down every request. A script of [`Fault`]s says what goes wrong with which request; a fault
-//! that waits, waits for a [`Gate`], so that a test needs no sleeping. It knows nothing of kits, and stands on nothing else of this
+//! that waits, waits for a [`Gate`], so that a test needs no sleeping. As an HTTP proxy it stands for every other registry. It knows nothing of kits, and stands on nothing else of this
 //! folder, so that a unit test can include it by path.
 
 mod serve;

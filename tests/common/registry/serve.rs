@@ -87,6 +87,12 @@ struct Connection<'a> {
     wire: Option<Box<dyn Duplex>>,
 }
 
+/// The path of what was asked for. A client that takes us for its proxy names the host that it means before it: any host is ours then.
+fn own_path(target: &str) -> &str {
+    let meant = target.strip_prefix("http://").and_then(|rest| rest.find('/').map(|at| &rest[at..]));
+    meant.unwrap_or(target)
+}
+
 /// A parsed request.
 struct Head {
     method: String,
@@ -151,7 +157,7 @@ impl Connection<'_> {
                 };
                 let head = Head {
                     method: request.method.unwrap_or_default().to_owned(),
-                    path: request.path.unwrap_or_default().to_owned(),
+                    path: own_path(request.path.unwrap_or_default()).to_owned(),
                     range: header("range"),
                     authorization: header("authorization"),
                 };
