@@ -63,7 +63,9 @@ fn every_filter_of_the_fixtures_shows_what_kit_unpacks(mode: Mode) {
                     let mount = host.mount_with(&reference, &[&options[..], &["--prefetch", "all"]].concat());
                     shows(&mount, &of_lines(&tree));
                     let taken = layers(&inspect(&host, &reference, &options));
-                    assert_eq!(layers(&mount.status()), taken);
+                    mount
+                        .await_status("just the layers that are taken", |status| (layers(status) == taken).then_some(()))
+                        .expect("mounted");
                     for digest in &all {
                         assert_eq!(registry.asked(digest) > 0, taken.contains(digest), "{digest}");
                     }
@@ -165,9 +167,11 @@ fn a_layer_that_globs_rule_out_is_never_fetched(mode: Mode) {
         let asked: Vec<&str> =
             kit.layers.iter().filter(|layer| registry.asked(&layer.digest) > 0).map(|layer| layer.path.as_str()).collect();
         assert_eq!(asked, fetched, "{include:?} {exclude:?}");
-        let status = mount.status();
-        let named: Vec<&str> = status["layers"].as_array().expect("layers").iter().filter_map(|layer| layer["path"].as_str()).collect();
-        assert_eq!(named, fetched);
+        let named = |status: &Value| {
+            let paths = status["layers"].as_array()?.iter().filter_map(|layer| layer["path"].as_str());
+            paths.eq(fetched.iter().copied()).then_some(())
+        };
+        mount.await_status("just the layers that may show something", named).expect("mounted");
         // `pull` and `verify` mean the same layers.
         let pulled = host.kitfs(&[&["pull", "--plain-http", &reference], &options[..]].concat()).ok();
         assert!(pulled.stdout.contains(&format!(": {} layers in the cache", fetched.len())), "{pulled:#?}");

@@ -145,9 +145,11 @@ fn a_blob_in_three_places_comes_once(mode: Mode) {
     let (host, registry) = (Host::new(mode), Registry::start());
     let case = case("kits/era-0.4.0-one-blob-three-places");
     let mount = host.mount(&case.serve(&registry));
-    let status = mount.status();
-    let sets: Vec<_> = status["layers"].as_array().expect("layers").iter().filter(|layer| layer["path"] != "m.bin").cloned().collect();
-    assert_eq!(sets.len(), 3);
+    let sets = mount.await_status("three datasets", |status| {
+        let sets: Vec<_> = status["layers"].as_array()?.iter().filter(|layer| layer["path"] != "m.bin").cloned().collect();
+        (sets.len() == 3).then_some(sets)
+    });
+    let sets = sets.expect("mounted");
     let (digest, size) = (sets[0]["digest"].as_str().expect("a digest").to_owned(), sets[0]["size"].as_u64().expect("a size"));
     assert!(sets.iter().all(|layer| layer["digest"] == *digest));
     let paths = ["green/set/rows.csv", "blue/nested/set/rows.csv", "red/set/rows.csv"].map(|path| mount.path(path));
