@@ -347,8 +347,9 @@ impl Resolver<'_> {
         let reference = self.reference.to_string();
         match failure {
             Failure::Source(source) => {
-                // Only for a hint: if it cannot be read, there is none.
-                let remembered = self.store.remembered(&reference).is_ok_and(|descriptor| descriptor.is_some());
+                // Only for a hint, which is of use where `--offline` means something. If it cannot be read, there is none.
+                let is_registry = matches!(self.reference.transport(), Transport::Registry(_));
+                let remembered = is_registry && self.store.remembered(&reference).is_ok_and(|descriptor| descriptor.is_some());
                 ResolveError::Source { reference, remembered, source }
             }
             Failure::Content { what, mismatch } => ResolveError::Content { reference, what, source: mismatch },
@@ -407,7 +408,7 @@ mod tests {
         assert_eq!((pinned.root().pin, pinned.kit().layers.len()), (PinnedBy::Source, 9));
         let digest = pinned.kit().manifest.digest;
         fs::remove_dir_all(layout.join("blobs")).expect("ours");
-        assert!(matches!(stage.resolve(&reference, false), Err(ResolveError::Source { remembered: true, .. })));
+        assert!(matches!(stage.resolve(&reference, false), Err(ResolveError::Source { remembered: false, .. })));
         let again = stage.resolve(&format!("{reference}@{digest}"), false).expect("all of it is kept");
         assert_eq!((again.root().pin, &again.kit().kitfile), (PinnedBy::User, &pinned.kit().kitfile));
         // Content is known by its digest, wherever it came from.

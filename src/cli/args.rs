@@ -18,6 +18,11 @@ const AFTER_HELP: &str = "\
 References:
   HOST/REPOSITORY[:TAG][@DIGEST]  a kit in a registry; HOST has a `.` or a port, or is `localhost`
   oci:DIR[:NAME][@DIGEST]         a kit in an OCI image layout
+  oci-archive:FILE[:NAME][@DIGEST]
+                                  a kit in a tar of such a layout, plain or gzip
+  kitops:[HOST/]REPOSITORY[:TAG][@DIGEST]
+                                  a kit in the local storage of kit ($KITOPS_HOME)
+  An OCI index stands for the kit in it if there is only one.
 
 Environment:
   Each long option can be given as KITFS_ and its name: KITFS_CACHE_DIR=DIR, KITFS_PLAIN_HTTP=1.
@@ -122,7 +127,7 @@ pub(crate) struct Run {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Mount {
-    /// The kit
+    /// The kit: HOST/REPOSITORY:TAG, oci:DIR, oci-archive:FILE or kitops:REF
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
     /// An empty folder
@@ -186,7 +191,7 @@ pub(crate) struct Status {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Pull {
-    /// The kits
+    /// The kits: HOST/REPOSITORY:TAG, oci:DIR, oci-archive:FILE or kitops:REF
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
     #[command(flatten)]
@@ -197,7 +202,7 @@ pub(crate) struct Pull {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Inspect {
-    /// The kit
+    /// The kit: HOST/REPOSITORY:TAG, oci:DIR, oci-archive:FILE or kitops:REF
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
     /// Print JSON

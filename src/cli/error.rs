@@ -210,6 +210,9 @@ fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
         error if mentions(error, "certificate") => {
             vec!["if its certificate is signed by an authority of your own, name that with `--ca-cert FILE`".into()]
         }
+        SourceError::Stalled { place, .. } if place.starts_with("oci-archive:") => {
+            vec!["a compressed archive is uncompressed as a whole before it can be used: `gunzip` it if it is large".into()]
+        }
         SourceError::Denied { .. } => {
             vec!["log in with `docker login`, `podman login` or `kit login`, or ask for the right to read it".into()]
         }

@@ -71,6 +71,8 @@ mod tests {
             assert!(!text.contains("__worker") && !text.contains("__supervisor"));
         }
         assert!(page.starts_with(".ie") || page.contains(".TH"), "{page}");
+        let plain = page.replace("\\-", "-");
+        assert!(["oci:DIR", "oci-archive:FILE", "kitops:REF"].iter().all(|form| plain.contains(form)), "{page}");
         assert!(page.contains("Exit codes") && page.contains("KITFS MOUNT"), "{page}");
     }
 }

@@ -9,7 +9,9 @@ use super::*;
 use crate::digest::Algorithm;
 use crate::oci::{IMAGE_MANIFEST, Reference, Transport};
 
+#[cfg(test)]
 mod archives;
+#[cfg(test)]
 mod kits;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";

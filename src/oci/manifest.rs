@@ -83,20 +83,20 @@ impl Manifest {
         if size > limits::MANIFEST_BYTES {
             return Err(ManifestError::TooLarge(size));
         }
+        // A registry names the type in a header as well, and the two are what one reader or another goes by.
+        let check = |claimed: &str| match claimed {
+            IMAGE_MANIFEST => Ok(()),
+            IMAGE_INDEX | DOCKER_MANIFEST_LIST => Err(ManifestError::Index),
+            other => Err(ManifestError::MediaType(other.to_owned())),
+        };
+        let announced = bytes.descriptor().media_type.as_str();
+        if !announced.is_empty() {
+            check(announced)?;
+        }
         let json = Json::parse(bytes)?;
         let known = ["schemaVersion", "mediaType", "artifactType", "config", "layers", "annotations", "manifests"];
         let document = json.object("", &known)?;
-        let media_type = document.string("mediaType")?;
-        // A registry names the type in a header as well, and the two are what one reader or another goes by.
-        for claimed in
-            [Some(bytes.descriptor().media_type.as_str()).filter(|claimed| !claimed.is_empty()), media_type].into_iter().flatten()
-        {
-            match claimed {
-                IMAGE_MANIFEST => {}
-                IMAGE_INDEX | DOCKER_MANIFEST_LIST => return Err(ManifestError::Index),
-                other => return Err(ManifestError::MediaType(other.to_owned())),
-            }
-        }
+        document.string("mediaType")?.map_or(Ok(()), check)?;
         if document.get("manifests").is_some() {
             let other = ["config", "layers"].into_iter().find(|key| document.get(key).is_some());
             return Err(other.map_or(ManifestError::Index, ManifestError::Ambiguous));
