@@ -31,6 +31,7 @@ use crate::wait::Need;
 /// The filesystem of one mount.
 pub struct Fs {
     tree: Tree,
+    /// The generated Kitfile; empty if there is none, and then nothing names it.
     kitfile: Bytes,
     reference: String,
     digest: Digest,
@@ -131,14 +132,14 @@ impl Fs {
             path: layer.path.clone(),
             prefix: layer.prefix.clone(),
         });
-        let tree = Tree::new(places.collect(), kit.kitfile.len() as u64)?;
+        let tree = Tree::new(places.collect(), kit.kitfile.as_ref().map(|text| text.len() as u64))?;
         let layers = kit.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
         let is_model = |kind: &LayerKind| matches!(kind, LayerKind::Model | LayerKind::ModelPart);
         let model = (1..).zip(&kit.layers).filter(|(_, layer)| prefetch_model && is_model(&layer.kind)).map(|(slot, _)| slot).collect();
         let created = kit.created.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs() as i64);
         let fs = Arc::new(Self {
             tree,
-            kitfile: kit.kitfile.clone(),
+            kitfile: kit.kitfile.clone().unwrap_or_default(),
             reference,
             digest: kit.manifest.digest,
             layers,

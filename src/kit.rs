@@ -1,11 +1,12 @@
 //! From manifest and config to a plan: which layers a kit has, and where each belongs.
 //!
-//! [`Kit::plan`] is the whole of it. It decides what is a kit, pairs every entry of the config with a layer of the manifest, and gives
-//! each layer the path that it owns. Nothing is fetched for it, and what two readers could place differently is refused. Formats that
-//! are not mounted yet are recognised and refused by name ([`NotYet`]). What is *in* a layer is for [`crate::store`] and the tree.
+//! [`Kit::plan`] is the whole of it. It decides what is a kit and of which [`Family`], pairs every entry of the config with a layer of the
+//! manifest, and gives each layer the path that it owns. Nothing is fetched for it, and what two readers could place differently is refused.
+//! Formats that are not mounted yet are recognised and refused by name ([`NotYet`]). What is *in* a layer is for [`crate::store`] and the tree.
 
 pub(crate) mod config;
 mod media;
+mod modelpack;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
@@ -14,8 +15,9 @@ use bytes::Bytes;
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
+use crate::json::JsonError;
 use crate::kitfile;
-use crate::layer::{Archive, Compression, LayerSpec};
+use crate::layer::{Archive, Compression, LayerSpec, RawFile};
 use crate::limits;
 use crate::oci::{self, Manifest, ManifestError, Reference};
 use crate::path::{PathError, RelPath};
@@ -31,12 +33,14 @@ pub const KITFILE: &str = "Kitfile";
 /// A kit as it will be mounted.
 #[derive(Debug, Clone)]
 pub struct Kit {
+    /// What sort of artifact it is.
+    pub family: Family,
     /// The manifest; its digest is the kit's only name.
     pub manifest: Descriptor,
     /// The layers that are placed, in the manifest's order.
     pub layers: Vec<KitLayer>,
-    /// The bytes of the generated [`KITFILE`].
-    pub kitfile: Bytes,
+    /// The bytes of the generated [`KITFILE`]. Only a ModelPack can be without: what was not packed from a Kitfile has none.
+    pub kitfile: Option<Bytes>,
     /// When the kit was packed, if the manifest says so.
     pub created: Option<SystemTime>,
     /// The version of kit that packed it, if the manifest says so.
@@ -47,6 +51,17 @@ pub struct Kit {
     pub remote: Vec<RemoteDataset>,
     /// Layers that neither the config nor an annotation places. They are not mounted.
     pub unplaced: Vec<Descriptor>,
+}
+
+/// The families of artifacts that are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// `application/vnd.kitops.modelkit.*`: what `kit pack` makes.
+    ModelKit,
+    /// `application/vnd.cncf.model.*`, before it `application/vnd.cnai.model.*`: what modctl makes, and `kit pack --use-model-pack`.
+    ModelPack,
+    /// A config of `application/vnd.docker.ai.model.*`: what Docker Model Runner makes.
+    DockerModel,
 }
 
 /// A layer and its place.
@@ -62,6 +77,8 @@ pub struct KitLayer {
     pub prefix: RelPath,
     /// The name that the Kitfile gives it.
     pub name: Option<String>,
+    /// For a raw layer, and only for one: what the manifest says of its file, which stands at `path`.
+    pub file: Option<RawFile>,
 }
 
 /// What a kit uses a layer for.
@@ -71,6 +88,8 @@ pub enum LayerKind {
     Model,
     /// A further part of the model.
     ModelPart,
+    /// What a model needs beside its weights, a tokenizer or a configuration. Kits have such files as [`LayerKind::ModelPart`]s.
+    ModelConfig,
     /// Code.
     Code,
     /// A dataset.
@@ -90,11 +109,11 @@ pub struct Summary {
     pub version: String,
     /// What it is.
     pub description: String,
-    /// Its license.
+    /// Its license, or several with commas between them.
     pub license: String,
     /// Who made it.
     pub authors: Vec<String>,
-    /// The model, if there is one: name, framework, format, version.
+    /// The model, if anything is said of it.
     pub model: Option<ModelSummary>,
 }
 
@@ -109,6 +128,14 @@ pub struct ModelSummary {
     pub format: String,
     /// Its version.
     pub version: String,
+    /// Its architecture, which only a ModelPack tells.
+    pub architecture: String,
+    /// How many parameters it has, as in `8b`. Only a ModelPack tells it.
+    pub parameters: String,
+    /// The precision of its weights, which only a ModelPack tells.
+    pub precision: String,
+    /// How it is quantized, which only a ModelPack tells.
+    pub quantization: String,
 }
 
 /// A dataset that a config only gives an address of.
@@ -124,12 +151,22 @@ pub struct RemoteDataset {
 #[derive(Debug, thiserror::Error)]
 pub enum KitError {
     /// It is some other artifact.
-    #[error("not a ModelKit: its artifactType is `{artifact_type}` and its config is `{config}`")]
+    #[error("neither a ModelKit nor a ModelPack: its artifactType is `{artifact_type}` and its config is `{config}`")]
     NotAKit {
         /// What the manifest calls itself, or a dash.
         artifact_type: String,
         /// The media type of the config.
         config: String,
+    },
+    /// It calls itself two things, so that two readers would read it by two sets of rules.
+    #[error("its artifactType `{artifact_type}` says that it is a {0}, its config `{config}` that it is a {1}", families[0], families[1])]
+    TwoFamilies {
+        /// What the manifest calls itself.
+        artifact_type: String,
+        /// The media type of the config.
+        config: String,
+        /// What the two mean.
+        families: [Family; 2],
     },
     /// It is a kit of a sort that is not mounted yet.
     #[error(transparent)]
@@ -157,6 +194,76 @@ pub enum KitError {
         digest: Digest,
         /// What kind of layer it would be.
         kind: LayerKind,
+    },
+    /// The Kitfile that the manifest of a ModelPack carries cannot be used.
+    #[error("the Kitfile in the manifest's annotation `{}` cannot be used", modelpack::KITFILE_ANNOTATION)]
+    KitfileAnnotation(#[source] ConfigError),
+    /// An entry of that Kitfile has no layer.
+    #[error("the Kitfile in the manifest and its layers disagree: `{at}` is the {kind} at `{path}`, and there is no (further) such layer")]
+    NoLayerAt {
+        /// Which entry.
+        at: String,
+        /// The path that it gives.
+        path: RelPath,
+        /// What kind of layer it would be.
+        kind: LayerKind,
+    },
+    /// Something lists the layers, and not as many as there are.
+    #[error("config and manifest disagree: {at} lists {listed} layers, the manifest has {layers}")]
+    Counts {
+        /// What lists them.
+        at: &'static str,
+        /// How many it lists.
+        listed: usize,
+        /// How many there are.
+        layers: usize,
+    },
+    /// What the layer contains is said twice, and not the same. Of a layer that is not compressed its own digest says it too.
+    #[error("config and manifest disagree: the content of the layer {digest}, uncompressed, is {one} by one word and {other} by another")]
+    TwoContents {
+        /// The layer.
+        digest: Digest,
+        /// What one says.
+        one: Digest,
+        /// What the other says.
+        other: Digest,
+    },
+    /// What an annotation says of the file of a raw layer cannot be read.
+    #[error("{at} has an annotation about its file that is malformed")]
+    FileMetadata {
+        /// Which layer.
+        at: String,
+        /// What is wrong with it.
+        #[source]
+        source: JsonError,
+    },
+    /// A raw layer says that it is no regular file.
+    #[error("{at} is one bare file, and its annotation says that it is something else (typeflag {typeflag})")]
+    NotAFile {
+        /// Which layer.
+        at: String,
+        /// What the annotation says.
+        typeflag: u64,
+    },
+    /// A raw layer that is not compressed has another size than its annotation says.
+    #[error("{at} has {size} bytes, and its annotation says that its file has {said}")]
+    FileSize {
+        /// Which layer.
+        at: String,
+        /// What the descriptor says.
+        size: u64,
+        /// What the annotation says.
+        said: u64,
+    },
+    /// Two annotations give a layer two places.
+    #[error("{at} is `{path}` by one annotation and `{other}` by another")]
+    TwoPaths {
+        /// Which layer.
+        at: String,
+        /// What today's annotation says.
+        path: RelPath,
+        /// What the older annotation says.
+        other: RelPath,
     },
     /// Some entries have digests, as kit writes them from 0.5 on, and this one has none, as before.
     #[error("the config's `{at}` has no digest although other entries have one")]
@@ -197,9 +304,6 @@ pub enum KitError {
 /// Kits that are told apart from damaged ones, and that this version does not mount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotYet {
-    /// `application/vnd.cncf.model.*`, or the older `application/vnd.cnai.model.*`.
-    #[error("this is a ModelPack artifact (`{0}`), which this version of kitfs does not mount")]
-    ModelPack(String),
     /// Packed before kit 0.5.
     #[error("this kit was packed by a version of kit before 0.5 (its config names no digests), which this version of kitfs does not mount")]
     Legacy,
@@ -218,22 +322,23 @@ impl Kit {
     /// Makes the plan of a kit.
     pub fn plan(manifest: &Verified<Bytes>, config: &Verified<Bytes>) -> Result<Self, KitError> {
         let document = Manifest::parse(manifest)?;
-        recognise(&document)?;
+        let family = recognise(&document)?;
         check_config(&document, config.descriptor())?;
-        let config = Config::parse(config)?;
-        let entries = entries(&config)?;
-        let (layers, unplaced) = place(&document, entries)?;
+        let contents = match family {
+            Family::ModelKit => model_kit(&document, config)?,
+            Family::ModelPack | Family::DockerModel => modelpack::contents(&document, family, config)?,
+        };
+        let Contents { layers, unplaced, kitfile, summary, remote, created } = contents;
         let annotation = |key: &str| document.annotations.get(key).filter(|text| !text.is_empty());
         Ok(Self {
+            family,
             manifest: manifest.descriptor().clone(),
             layers,
-            kitfile: kitfile::render(&config),
-            created: annotation("org.opencontainers.image.created")
-                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
-                .and_then(|time| SystemTime::try_from(time).ok()),
+            kitfile,
+            created: annotation("org.opencontainers.image.created").and_then(|text| time(text)).or(created),
             packed_by: annotation("ml.kitops.modelkit.cli-version").cloned(),
-            summary: summary(&config),
-            remote: remote(&config)?,
+            summary,
+            remote,
             unplaced,
         })
     }
@@ -262,11 +367,17 @@ impl Kit {
 }
 
 impl LayerKind {
+    /// True for everything that a filter for the model, or a reference to it, means.
+    pub fn is_of_model(self) -> bool {
+        matches!(self, Self::Model | Self::ModelPart | Self::ModelConfig)
+    }
+
     /// The kind as it is named in a filter and in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
             Self::ModelPart => "modelpart",
+            Self::ModelConfig => "modelconfig",
             Self::Code => "code",
             Self::Dataset => "dataset",
             Self::Docs => "docs",
@@ -281,18 +392,66 @@ impl std::fmt::Display for LayerKind {
     }
 }
 
-fn recognise(manifest: &Manifest) -> Result<(), KitError> {
-    const KIT: [&str; 2] = ["application/vnd.kitops.modelkit.manifest.v1+json", "application/vnd.kitops.modelkit.config.v1+json"];
-    let claims = [manifest.artifact_type.as_deref().unwrap_or_default(), manifest.config.media_type.as_str()];
-    let pack = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
-    if let Some(claim) = claims.into_iter().find(|claim| pack.iter().any(|prefix| claim.starts_with(prefix))) {
-        return Err(NotYet::ModelPack(claim.to_owned()).into());
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ModelKit => "ModelKit",
+            Self::ModelPack => "ModelPack",
+            Self::DockerModel => "model of Docker Model Runner",
+        })
     }
-    if claims.into_iter().zip(KIT).any(|(claim, kit)| claim == kit) {
-        return Ok(());
+}
+
+impl Family {
+    /// What an `artifactType` or the media type of a config says.
+    fn of(claim: &str) -> Option<Self> {
+        match claim {
+            "application/vnd.kitops.modelkit.manifest.v1+json" | "application/vnd.kitops.modelkit.config.v1+json" => Some(Self::ModelKit),
+            "application/vnd.cncf.model.manifest.v1+json" | "application/vnd.cncf.model.config.v1+json" => Some(Self::ModelPack),
+            "application/vnd.cnai.model.manifest.v1+json" | "application/vnd.cnai.model.config.v1+json" => Some(Self::ModelPack),
+            "application/vnd.docker.ai.model.config.v0.1+json" | "application/vnd.docker.ai.model.config.v0.2+json" => Some(Self::DockerModel),
+            _ => None,
+        }
     }
-    let artifact_type = manifest.artifact_type.clone().unwrap_or_else(|| "-".to_owned());
-    Err(KitError::NotAKit { artifact_type, config: manifest.config.media_type.clone() })
+}
+
+/// Tells the families apart. As for kit, one of the two claims is enough, but they may not contradict each other.
+fn recognise(manifest: &Manifest) -> Result<Family, KitError> {
+    let (artifact_type, config) = (manifest.artifact_type.as_deref(), manifest.config.media_type.as_str());
+    match (artifact_type.and_then(Family::of), Family::of(config)) {
+        (Some(one), Some(other)) if one != other => Err(KitError::TwoFamilies {
+            artifact_type: artifact_type.unwrap_or_default().to_owned(),
+            config: config.to_owned(),
+            families: [one, other],
+        }),
+        (Some(family), _) | (None, Some(family)) => Ok(family),
+        (None, None) => {
+            let artifact_type = artifact_type.unwrap_or("-").to_owned();
+            Err(KitError::NotAKit { artifact_type, config: config.to_owned() })
+        }
+    }
+}
+
+/// What a plan is made of, whatever the family.
+struct Contents {
+    layers: Vec<KitLayer>,
+    unplaced: Vec<Descriptor>,
+    kitfile: Option<Bytes>,
+    summary: Summary,
+    remote: Vec<RemoteDataset>,
+    /// When the config says that it was packed; the manifest's word goes before it.
+    created: Option<SystemTime>,
+}
+
+fn model_kit(manifest: &Manifest, config: &Verified<Bytes>) -> Result<Contents, KitError> {
+    let config = Config::parse(config)?;
+    let (layers, unplaced) = place(manifest, entries(&config)?)?;
+    let kitfile = Some(kitfile::render(&config));
+    Ok(Contents { layers, unplaced, kitfile, summary: summary(&config), remote: remote(&config)?, created: None })
+}
+
+fn time(text: &str) -> Option<SystemTime> {
+    text.parse::<jiff::Timestamp>().ok().and_then(|time| SystemTime::try_from(time).ok())
 }
 
 fn check_config(manifest: &Manifest, given: &Descriptor) -> Result<(), KitError> {
@@ -407,7 +566,7 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
         };
         let (archive, compression) = mountable(descriptor, media)?;
         let spec = LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression };
-        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name });
+        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, file: None });
     }
     if let Some(entry) = open.into_values().flatten().next() {
         return Err(KitError::NoSuchLayer { at: entry.at, digest: entry.digest, kind: entry.kind });
@@ -446,8 +605,17 @@ fn check_meanings(layers: &[KitLayer]) -> Result<(), KitError> {
     Ok(())
 }
 
-/// A path as kit means it: cleaned, and the folder that was packed if it is empty.
+/// The path that a layer of a kit owns, which is not the place of the generated Kitfile.
 fn declared(at: &str, path: &str) -> Result<RelPath, KitError> {
+    let path = clean(at, path)?;
+    if path.components().next() == Some(KITFILE.as_bytes()) {
+        return Err(KitError::Reserved { at: at.to_owned(), path });
+    }
+    Ok(path)
+}
+
+/// A path as kit means it: cleaned, and the folder that was packed if it is empty.
+fn clean(at: &str, path: &str) -> Result<RelPath, KitError> {
     let refuse = |source| KitError::Path { at: at.to_owned(), source };
     let mut clean: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -460,11 +628,7 @@ fn declared(at: &str, path: &str) -> Result<RelPath, KitError> {
     }
     let clean = clean.join("/");
     let clean = if path.starts_with('/') { format!("/{clean}") } else { clean };
-    let path = RelPath::parse(clean.as_bytes()).map_err(refuse)?;
-    if path.components().next() == Some(KITFILE.as_bytes()) {
-        return Err(KitError::Reserved { at: at.to_owned(), path });
-    }
-    Ok(path)
+    RelPath::parse(clean.as_bytes()).map_err(refuse)
 }
 
 /// Kit's rule: a path with a `:` or `@` that parses as a reference is one, with or without a registry.
@@ -494,6 +658,7 @@ fn summary(config: &Config) -> Summary {
             framework: model.framework.clone(),
             format: model.format.clone(),
             version: model.version.clone(),
+            ..ModelSummary::default()
         }),
     }
 }

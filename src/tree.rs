@@ -173,7 +173,8 @@ pub struct Tree {
     groups: Vec<GroupOf>,
     /// For each layer the group it belongs to.
     members: Vec<(Group, Place)>,
-    kitfile_size: u64,
+    /// `None` if there is no generated Kitfile.
+    kitfile_size: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -214,8 +215,9 @@ const KITFILE_MODE: u32 = 0o644;
 pub const KITFILE: &[u8] = b"Kitfile";
 
 impl Tree {
-    /// The tree of a plan's layers, none of them known yet. `places` are in manifest order: the n-th has slot n + 1.
-    pub fn new(places: Vec<Place>, kitfile_size: u64) -> Result<Self, TreeError> {
+    /// The tree of a plan's layers, none of them known yet. `places` are in manifest order: the n-th has slot n + 1. The size is the
+    /// generated Kitfile's, if there is one.
+    pub fn new(places: Vec<Place>, kitfile_size: Option<u64>) -> Result<Self, TreeError> {
         if places.len() > SLOTS_MAX {
             return Err(TreeError::TooManyLayers(places.len()));
         }
@@ -223,7 +225,7 @@ impl Tree {
         let mut by_path: BTreeMap<RelPath, Group> = BTreeMap::new();
         let mut members = Vec::with_capacity(places.len());
         for (rank, place) in places.into_iter().enumerate() {
-            if place.path.as_bytes() == KITFILE {
+            if kitfile_size.is_some() && place.path.as_bytes() == KITFILE {
                 return Err(TreeError::OverKitfile(place.digest));
             }
             let group = match by_path.entry(place.path.clone()) {
@@ -311,7 +313,7 @@ impl Tree {
     pub fn known_entries(&self) -> u64 {
         let indexed = self.groups.iter().filter_map(|group| group.known.get());
         let entries: u64 = indexed.flat_map(|indexed| &indexed.indexes).map(|index| u64::from(index.len())).sum();
-        entries + self.anchors.len() as u64 + 1
+        entries + self.anchors.len() as u64 + u64::from(self.kitfile_size.is_some())
     }
 
     /// Takes the indexes of a group's layers (in manifest order), if every entry in them is the group's to bring. Once known, a
@@ -340,7 +342,7 @@ impl Tree {
         if slot == 0 {
             return match (entry as usize).checked_sub(1) {
                 Some(rank) if rank < self.unowned.len() => Ok(Node::Anchor(self.unowned[rank])),
-                Some(rank) if rank == self.unowned.len() => Ok(Node::Kitfile),
+                Some(rank) if rank == self.unowned.len() && self.kitfile_size.is_some() => Ok(Node::Kitfile),
                 _ => Err(unknown),
             };
         }
@@ -385,7 +387,10 @@ impl Tree {
     /// What stands at a node.
     pub fn attributes(&self, node: Node) -> Result<Known<Attributes>, TreeError> {
         match node {
-            Node::Kitfile => Ok(Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size: self.kitfile_size, mtime: 0 })),
+            Node::Kitfile => Ok(match self.kitfile_size {
+                Some(size) => Known::Is(Attributes { kind: Kind::File, mode: KITFILE_MODE, size, mtime: 0 }),
+                None => Known::Absent,
+            }),
             Node::Entry { slot, entry } => {
                 let group = self.group_of(slot);
                 let Some(index) = self.index(slot) else { return Ok(Known::Unknown(group)) };
@@ -536,7 +541,7 @@ impl Tree {
                 Known::Unknown(group) => Lookup::Unknown(node, group),
             });
         }
-        if rank == 0 && name == KITFILE {
+        if rank == 0 && name == KITFILE && self.kitfile_size.is_some() {
             let Known::Is(attributes) = self.attributes(Node::Kitfile)? else { return Ok(Lookup::Absent) };
             return Ok(Lookup::Found(Node::Kitfile, attributes));
         }

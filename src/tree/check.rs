@@ -50,7 +50,7 @@ impl Tree {
                 let below = path.join(name).map_err(|_| not_owned(&path))?;
                 if self.anchor_at(&below).is_some() || !inside {
                     pending.push((below, child));
-                } else if path.is_root() && name == KITFILE {
+                } else if path.is_root() && name == KITFILE && self.kitfile_size.is_some() {
                     return Err(not_owned(&below));
                 }
             }

@@ -18,7 +18,7 @@ impl Tree {
             Node::Anchor(rank) => {
                 let children = self.anchors[rank].children.iter();
                 let mut statics: Vec<_> = children.map(|&child| (self.anchors[child].path.name(), Node::Anchor(child))).collect();
-                if rank == 0 {
+                if rank == 0 && self.kitfile_size.is_some() {
                     statics.push((KITFILE, Node::Kitfile));
                     statics.sort_by(|one, other| one.0.cmp(other.0));
                 }

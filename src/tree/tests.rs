@@ -43,7 +43,7 @@ fn index(rank: usize, entries: &[(String, Option<u64>)]) -> Index {
 
 fn tree(layers: &[&str]) -> Tree {
     let places = layers.iter().enumerate().map(|(rank, text)| Place { digest: digest(rank), path: path(text), prefix: RelPath::root() });
-    Tree::new(places.collect(), 5).expect("a plan")
+    Tree::new(places.collect(), Some(5)).expect("a plan")
 }
 
 fn entries(list: &[(&str, Option<u64>)]) -> Vec<(String, Option<u64>)> {
