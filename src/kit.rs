@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::kitfile;
-use crate::layer::{Archive, Compression, LayerSpec};
+use crate::layer::{Archive, Compression, LayerSpec, RawFile};
 use crate::limits;
 use crate::oci::{self, Manifest, ManifestError, Reference};
 use crate::path::{PathError, RelPath};
@@ -62,6 +62,8 @@ pub struct KitLayer {
     pub prefix: RelPath,
     /// The name that the Kitfile gives it.
     pub name: Option<String>,
+    /// For a raw layer, and only for one: what the manifest says of its file, which stands at `path`.
+    pub file: Option<RawFile>,
 }
 
 /// What a kit uses a layer for.
@@ -407,7 +409,7 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
         };
         let (archive, compression) = mountable(descriptor, media)?;
         let spec = LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression };
-        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name });
+        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, file: None });
     }
     if let Some(entry) = open.into_values().flatten().next() {
         return Err(KitError::NoSuchLayer { at: entry.at, digest: entry.digest, kind: entry.kind });
