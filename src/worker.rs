@@ -283,8 +283,7 @@ fn prefetched(plan: &MountPlan, kit: &Kit, fs: &Fs) -> Vec<u16> {
         Prefetch::All => true,
         Prefetch::Small => {
             let size = layer.spec.descriptor.size;
-            let Archive::Tar = layer.spec.archive;
-            let small = size <= PREFETCH_LAYER_BYTES || layer.kind == LayerKind::Code;
+            let small = (size <= PREFETCH_LAYER_BYTES && layer.spec.archive == Archive::Tar) || layer.kind == LayerKind::Code;
             let takes = small && size <= room;
             room -= if takes { size } else { 0 };
             takes

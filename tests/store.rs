@@ -68,6 +68,11 @@ fn sample(seed: u64, compression: Compression, with_diff_id: bool) -> Sample {
             encoder.write_all(&tar).expect("into memory");
             Bytes::from(encoder.finish().expect("into memory"))
         }
+        Compression::Zstd => {
+            let mut blob = Vec::with_capacity(zstd_safe::compress_bound(tar.len()));
+            zstd_safe::compress(&mut blob, &tar, 1).expect("into memory");
+            Bytes::from(blob)
+        }
     };
     let descriptor = Descriptor { media_type: "x/layer".into(), digest: Digest::of(Algorithm::Sha256, &blob), size: blob.len() as u64 };
     let diff_id = with_diff_id.then(|| Digest::of(Algorithm::Sha256, &tar));
