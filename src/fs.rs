@@ -44,6 +44,8 @@ pub struct Fs {
     resting: Mutex<LruCache<u16, ()>>,
     /// What a first touch of a model's layer brings after it; empty with `--prefetch none`.
     model: Vec<u16>,
+    /// Those of the model whose first touch does that. Who reads a configuration may never want the weights.
+    weights: Vec<u16>,
     model_touched: AtomicBool,
     /// What a file or folder without a time of its own shows, in seconds.
     created: i64,
@@ -134,8 +136,9 @@ impl Fs {
         });
         let tree = Tree::new(places.collect(), kit.kitfile.as_ref().map(|text| text.len() as u64))?;
         let layers = kit.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
-        let is_model = |kind: &LayerKind| matches!(kind, LayerKind::Model | LayerKind::ModelPart);
-        let model = (1..).zip(&kit.layers).filter(|(_, layer)| prefetch_model && is_model(&layer.kind)).map(|(slot, _)| slot).collect();
+        let of_model = || (1..).zip(&kit.layers).filter(|(_, layer)| prefetch_model && layer.kind.is_of_model());
+        let model = of_model().map(|(slot, _)| slot).collect();
+        let weights = of_model().filter(|(_, layer)| layer.kind != LayerKind::ModelConfig).map(|(slot, _)| slot).collect();
         let created = kit.created.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs() as i64);
         let fs = Arc::new(Self {
             tree,
@@ -149,6 +152,7 @@ impl Fs {
             agree,
             resting: Mutex::new(LruCache::unbounded()),
             model,
+            weights,
             model_touched: AtomicBool::new(false),
             created: created.unwrap_or(OLDEST_SHOWN).max(OLDEST_SHOWN),
         });
@@ -490,7 +494,7 @@ impl Fs {
             Err(errno) => return self.end(slot, Err(errno)),
             Ok(false) => {}
         }
-        if self.model.contains(&slot) && !self.model_touched.swap(true, Ordering::Relaxed) {
+        if self.weights.contains(&slot) && !self.model_touched.swap(true, Ordering::Relaxed) {
             let others = self.model.iter().copied().filter(|&other| other != slot);
             let absent = others.filter(|&other| matches!(self.store.recall(self.spec(other)), Ok(Recall::Absent)));
             let absent: Vec<u16> = absent.collect();

@@ -167,7 +167,7 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
         }
         ResolveError::Kit { source, .. } => match **source {
             KitError::NotYet(_) => vec!["`kit unpack` can unpack it".into()],
-            KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
+            KitError::NotAKit { .. } => vec!["kitfs mounts ModelKits, ModelPack artifacts, and models of Docker Model Runner".into()],
             _ => Vec::new(),
         },
         ResolveError::Store(error) => hints_of_store(error),

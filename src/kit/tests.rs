@@ -46,16 +46,15 @@ fn every_fixture_is_planned_or_named() {
         let outcome = plan_case(&case);
         let not_yet = match case.name.as_str() {
             "era-0.1.3" | "era-0.2.5-plain" | "era-0.4.0-legacy-names" | "era-0.4.0-one-blob-three-places" | "era-0.4.0-overlap" => "0.5",
-            "modelpack-by-kit" | "modelpack-raw" | "modelpack-tar" => "ModelPack",
             "raw-layers" | "raw-compressed" => "raw file",
             "zstd-tars" => "zstd",
             "reference-chain" => "another kit",
             _ => {
                 let kit = outcome.unwrap_or_else(|error| panic!("{}: {}", case.name, chain(&error)));
                 assert_eq!(kit.manifest.digest.to_string(), case.case["digest"].as_str().expect("a digest"));
-                let written = std::fs::read(case.folder.join("Kitfile"));
-                if let Ok(written) = written {
-                    assert_eq!(kit.kitfile, written, "{}", case.name);
+                match std::fs::read(case.folder.join("Kitfile")).ok() {
+                    None if kit.family == Family::ModelKit => {}
+                    written => assert_eq!(kit.kitfile.as_deref(), written.as_deref(), "{}", case.name),
                 }
                 assert!(kit.unplaced.is_empty(), "{}", case.name);
                 continue;
@@ -226,12 +225,31 @@ fn only_a_kit_is_planned() {
     let config = "application/vnd.kitops.modelkit.config.v1+json";
     assert!(manifest("", config).is_ok());
     assert!(manifest("application/vnd.kitops.modelkit.manifest.v1+json", "x/y").is_ok());
-    for claim in ["application/vnd.cncf.model.manifest.v1+json", "application/vnd.cnai.model.manifest.v1+json"] {
-        assert!(matches!(manifest(claim, config), Err(KitError::NotYet(NotYet::ModelPack(_)))));
+    let (pack, draft) = ("application/vnd.cncf.model.manifest.v1+json", "application/vnd.cnai.model.manifest.v1+json");
+    let (docker, docker_2) = ("application/vnd.docker.ai.model.config.v0.1+json", "application/vnd.docker.ai.model.config.v0.2+json");
+    for (artifact_type, config, family) in [
+        ("", config, Family::ModelKit),
+        ("application/vnd.kitops.modelkit.manifest.v1+json", config, Family::ModelKit),
+        ("x/y", config, Family::ModelKit),
+        (pack, "application/vnd.cncf.model.config.v1+json", Family::ModelPack),
+        (pack, "application/vnd.oci.empty.v1+json", Family::ModelPack),
+        ("", "application/vnd.cncf.model.config.v1+json", Family::ModelPack),
+        (draft, "application/vnd.cnai.model.config.v1+json", Family::ModelPack),
+        (draft, "application/vnd.cncf.model.config.v1+json", Family::ModelPack),
+        ("", docker, Family::DockerModel),
+        ("", docker_2, Family::DockerModel),
+    ] {
+        assert_eq!(manifest(artifact_type, config).expect(config).family, family, "{artifact_type} {config}");
     }
-    assert!(matches!(manifest("", "application/vnd.cncf.model.config.v1+json"), Err(KitError::NotYet(NotYet::ModelPack(_)))));
+    for (artifact_type, config) in [(pack, config), (draft, config), (pack, docker)] {
+        let error = manifest(artifact_type, config).expect_err(config);
+        assert!(matches!(error, KitError::TwoFamilies { .. }) && error.to_string().contains(artifact_type), "{error}");
+    }
+    for other in ["application/vnd.cncf.model.config.v2+json", "application/vnd.docker.ai.model.config.v9+json"] {
+        assert!(matches!(manifest("", other), Err(KitError::NotAKit { .. })), "{other}");
+    }
     let text = manifest("", "application/vnd.oci.image.config.v1+json").expect_err("an image").to_string();
-    assert!(text.contains("not a ModelKit") && text.contains("oci.image.config"), "{text}");
+    assert!(text.contains("neither a ModelKit nor") && text.contains("oci.image.config"), "{text}");
     let other = verified(config, Bytes::from_static(b"{ }"));
     let case = fixtures::cases("kits").remove(0);
     assert!(matches!(Kit::plan(&case.manifest(), &other), Err(KitError::OtherConfig(_))));

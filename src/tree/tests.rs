@@ -41,8 +41,12 @@ fn index(rank: usize, entries: &[(String, Option<u64>)]) -> Index {
     Index::map(&out, &digest(rank)).expect("readable")
 }
 
+fn place(rank: usize) -> Place {
+    Place { digest: digest(rank), path: RelPath::root(), prefix: RelPath::root() }
+}
+
 fn tree(layers: &[&str]) -> Tree {
-    let places = layers.iter().enumerate().map(|(rank, text)| Place { digest: digest(rank), path: path(text), prefix: RelPath::root() });
+    let places = layers.iter().enumerate().map(|(rank, text)| Place { path: path(text), ..place(rank) });
     Tree::new(places.collect(), Some(5)).expect("a plan")
 }
 
@@ -237,6 +241,27 @@ fn members_of_a_group_share_folders_and_no_name() {
         let tree = tree(&["d", "d"]);
         let error = tree.learn(Group(0), vec![index(0, &one), index(1, &entries(clash))]).expect_err("a collision");
         assert!(matches!(error, TreeError::Collision { .. }), "{clash:?}: {error}");
+    }
+}
+
+#[test]
+fn without_a_generated_kitfile_the_name_is_like_any_other() {
+    let bare = |layers: &[&str]| {
+        let place = |(rank, text): (usize, &&str)| Place { path: path(text), ..place(rank) };
+        Tree::new(layers.iter().enumerate().map(place).collect(), None).expect("a plan")
+    };
+    let names = |tree: &Tree| list(tree, Node::Anchor(0), 0).into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    let tree = bare(&["here"]);
+    assert_eq!((walk(&tree, "Kitfile"), names(&tree)), (Lookup::Absent, vec!["here".to_owned()]));
+    // The number that the generated one would have.
+    let free = NodeId::new(0, tree.unowned.len() as u32 + 1, 1);
+    assert!(matches!(tree.node(free), Err(TreeError::NoSuchNode(_))));
+    assert_eq!(tree.known_entries(), 2);
+    for declared in ["Kitfile", "."] {
+        let tree = bare(&[declared]);
+        tree.learn(Group(0), vec![index(0, &entries(&[("Kitfile", Some(9))]))]).expect("owned");
+        assert!(matches!(walk(&tree, "Kitfile"), Lookup::Found(_, Attributes { size: 9, .. })), "{declared}");
+        assert_eq!(names(&tree), ["Kitfile"], "{declared}");
     }
 }
 
