@@ -38,6 +38,7 @@ impl Media {
                 "code" => LayerKind::Code,
                 "dataset" => LayerKind::Dataset,
                 "docs" => LayerKind::Docs,
+                "mcpb" => LayerKind::McpServer,
                 _ => return None,
             },
             format: match format {
@@ -67,6 +68,7 @@ mod tests {
             ("dataset.v1.tar+zstd", LayerKind::Dataset, Format::Tar, Coding::Zstd),
             ("code.v1.raw", LayerKind::Code, Format::Raw, Coding::None),
             ("docs.v1.raw+zstd", LayerKind::Docs, Format::Raw, Coding::Zstd),
+            ("mcpb.v1.raw", LayerKind::McpServer, Format::Raw, Coding::None),
         ] {
             let media = Media::parse(&format!("application/vnd.kitops.modelkit.{text}"));
             assert_eq!(media, Some(Media { kind, format, coding }), "{text}");
