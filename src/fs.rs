@@ -20,12 +20,12 @@ use crate::digest::Digest;
 use crate::failure::{ErrorClass, chain};
 use crate::fetch::{Failed, Fetcher, Standing, Wanted};
 use crate::index::{Index, Kind};
-use crate::kit::{Kit, LayerKind};
-use crate::layer::LayerSpec;
+use crate::kit::{Kit, KitLayer, LayerKind};
+use crate::layer::{Archive, LayerSpec, RawFile};
 use crate::limits::{HANDLE_GRACE, OPEN_FILES_MAX, RESTING_LAYERS_MAX};
 use crate::node::NodeId;
 use crate::store::{Content, Held, LayerState, Recall, Store, StoreError, VerifiedLayer};
-use crate::tree::{Attributes, Child, Group, Known, Lookup, Node, Place, Tree, TreeError};
+use crate::tree::{Attributes, Child, DeclaredFile, Group, Known, Lookup, Node, Place, Tree, TreeError};
 use crate::wait::Need;
 
 /// The filesystem of one mount.
@@ -133,6 +133,7 @@ impl Fs {
             digest: layer.spec.descriptor.digest,
             path: layer.path.clone(),
             prefix: layer.prefix.clone(),
+            file: declared_file(layer),
         });
         let tree = Tree::new(places.collect(), kit.kitfile.as_ref().map(|text| text.len() as u64))?;
         let layers = kit.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
@@ -398,7 +399,7 @@ impl Fs {
             Standing::Queued => LayerStanding::Waiting,
             Standing::Running => LayerStanding::Fetching,
             Standing::Failed(failed) => LayerStanding::Failed(failed),
-            Standing::Idle => match self.store.state(&self.spec(slot).descriptor.digest) {
+            Standing::Idle => match self.store.state(&self.spec(slot).key()) {
                 LayerState::Cached => LayerStanding::Cached,
                 LayerState::Fetching => LayerStanding::Fetching,
                 LayerState::Absent => LayerStanding::Absent,
@@ -412,8 +413,8 @@ impl Fs {
             Need::Content(slot) => std::slice::from_ref(slot),
             Need::Names(group) => self.tree.slots(*group),
         };
-        let digests = slots.iter().map(|&slot| &self.spec(slot).descriptor.digest);
-        digests.filter_map(|digest| self.store.progress(digest)).map(|progress| progress.fetched).sum()
+        let layers = slots.iter().map(|&slot| self.spec(slot).key());
+        layers.filter_map(|layer| self.store.progress(&layer)).map(|progress| progress.fetched).sum()
     }
 
     fn spec(&self, slot: u16) -> &LayerSpec {
@@ -570,6 +571,14 @@ impl Fs {
     fn failed(&self, error: &StoreError) -> Errno {
         tracing::warn!(error = chain(error), "cache");
         errno(&error.class())
+    }
+}
+
+/// What the plan knows of the file that a raw layer is.
+fn declared_file(layer: &KitLayer) -> Option<DeclaredFile> {
+    match (layer.spec.archive, layer.file) {
+        (Archive::Raw { size }, Some(RawFile { mode, mtime })) => Some(DeclaredFile { mode, mtime, size }),
+        _ => None,
     }
 }
 

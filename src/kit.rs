@@ -7,6 +7,7 @@
 pub(crate) mod config;
 mod media;
 mod modelpack;
+mod raw;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
@@ -15,17 +16,18 @@ use bytes::Bytes;
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
-use crate::json::JsonError;
 use crate::kitfile;
-use crate::layer::{Archive, Compression, LayerSpec, RawFile};
+use crate::layer::{Archive, Compression, LayerKey, LayerSpec, RawFile};
 use crate::limits;
 use crate::oci::{self, Manifest, ManifestError, Reference};
 use crate::path::{PathError, RelPath};
 use crate::verify::{Mismatch, Verified};
 use config::{Config, Content};
 use media::{Coding, Format, Media};
+use raw::Metadata;
 
 pub use config::ConfigError;
+pub use raw::RawError;
 
 /// The name of the generated file at the root of every mount, which no layer may own.
 pub const KITFILE: &str = "Kitfile";
@@ -98,6 +100,8 @@ pub enum LayerKind {
     Docs,
     /// A prompt: a layer of code with a subtype.
     Prompt,
+    /// A bundle of an MCP server, always a raw layer.
+    McpServer,
 }
 
 /// What a config says about a kit as a whole. Empty where it says nothing.
@@ -228,33 +232,6 @@ pub enum KitError {
         /// What the other says.
         other: Digest,
     },
-    /// What an annotation says of the file of a raw layer cannot be read.
-    #[error("{at} has an annotation about its file that is malformed")]
-    FileMetadata {
-        /// Which layer.
-        at: String,
-        /// What is wrong with it.
-        #[source]
-        source: JsonError,
-    },
-    /// A raw layer says that it is no regular file.
-    #[error("{at} is one bare file, and its annotation says that it is something else (typeflag {typeflag})")]
-    NotAFile {
-        /// Which layer.
-        at: String,
-        /// What the annotation says.
-        typeflag: u64,
-    },
-    /// A raw layer that is not compressed has another size than its annotation says.
-    #[error("{at} has {size} bytes, and its annotation says that its file has {said}")]
-    FileSize {
-        /// Which layer.
-        at: String,
-        /// What the descriptor says.
-        size: u64,
-        /// What the annotation says.
-        said: u64,
-    },
     /// Two annotations give a layer two places.
     #[error("{at} is `{path}` by one annotation and `{other}` by another")]
     TwoPaths {
@@ -280,8 +257,29 @@ pub enum KitError {
         media_type: String,
     },
     /// One digest stands in several places with different facts.
-    #[error("the layer {0} stands there several times with different sizes, compressions or diffIds")]
+    #[error("the layer {0} stands there several times with different sizes or diffIds")]
     TwoMeanings(Digest),
+    /// A layer that is one bare file is refused.
+    #[error("the raw layer {digest}")]
+    Raw {
+        /// Which layer.
+        digest: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: RawError,
+    },
+    /// Where a raw layer's file stands, another layer is declared, or below it.
+    #[error("the raw layer {file} is the file `{path}`, and the layer {other} is declared at `{at}`")]
+    FileInTheWay {
+        /// The raw layer.
+        file: Digest,
+        /// Its path.
+        path: RelPath,
+        /// The other layer.
+        other: Digest,
+        /// Its path.
+        at: RelPath,
+    },
     /// A path leads out of the kit, or cannot exist.
     #[error("the path of {at} is not allowed")]
     Path {
@@ -307,12 +305,6 @@ pub enum NotYet {
     /// Packed before kit 0.5.
     #[error("this kit was packed by a version of kit before 0.5 (its config names no digests), which this version of kitfs does not mount")]
     Legacy,
-    /// A layer that is one bare file.
-    #[error("the layer {0} is a raw file and no tar, which this version of kitfs does not mount")]
-    Raw(Digest),
-    /// A layer compressed with zstd.
-    #[error("the layer {0} is compressed with zstd, which this version of kitfs does not mount")]
-    Zstd(Digest),
     /// The model is another kit.
     #[error("the model of this kit is another kit (`{0}`), which this version of kitfs does not mount")]
     ModelReference(String),
@@ -382,6 +374,7 @@ impl LayerKind {
             Self::Dataset => "dataset",
             Self::Docs => "docs",
             Self::Prompt => "prompt",
+            Self::McpServer => "mcpserver",
         }
     }
 }
@@ -409,7 +402,9 @@ impl Family {
             "application/vnd.kitops.modelkit.manifest.v1+json" | "application/vnd.kitops.modelkit.config.v1+json" => Some(Self::ModelKit),
             "application/vnd.cncf.model.manifest.v1+json" | "application/vnd.cncf.model.config.v1+json" => Some(Self::ModelPack),
             "application/vnd.cnai.model.manifest.v1+json" | "application/vnd.cnai.model.config.v1+json" => Some(Self::ModelPack),
-            "application/vnd.docker.ai.model.config.v0.1+json" | "application/vnd.docker.ai.model.config.v0.2+json" => Some(Self::DockerModel),
+            "application/vnd.docker.ai.model.config.v0.1+json" | "application/vnd.docker.ai.model.config.v0.2+json" => {
+                Some(Self::DockerModel)
+            }
             _ => None,
         }
     }
@@ -507,6 +502,9 @@ fn raw_entries(config: &Config) -> Vec<Raw<'_>> {
     for (position, prompt) in config.prompts.iter().enumerate() {
         add(format!("prompts[{position}]"), LayerKind::Prompt, &prompt.path, &prompt.name, prompt.content, false);
     }
+    for (position, server) in config.mcp_servers.iter().enumerate() {
+        add(format!("mcpServers[{position}]"), LayerKind::McpServer, &server.path, &server.name, server.content, false);
+    }
     raw
 }
 
@@ -533,7 +531,8 @@ fn entries(config: &Config) -> Result<Vec<Entry>, KitError> {
         .collect()
 }
 
-/// Pairs layers and entries. The same digest may stand on both sides several times; then the first is paired with the first.
+/// Pairs layers and entries. The same digest may stand on both sides several times; then the first is paired with the first, or with the one that has the
+/// path that the manifest notes.
 fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec<Descriptor>), KitError> {
     let mut open: BTreeMap<(Digest, &'static str), VecDeque<Entry>> = BTreeMap::new();
     for entry in entries {
@@ -542,10 +541,10 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
     let (mut layers, mut unplaced) = (Vec::new(), Vec::new());
     for (position, layer) in manifest.layers.iter().enumerate() {
         let oci::Layer { descriptor, annotations } = layer;
-        let annotated = annotations.get("org.cncf.model.filepath");
+        let noted = annotations.get(raw::FILE_PATH);
         let Some(media) = Media::parse(&descriptor.media_type) else {
             let named = open.keys().any(|(digest, _)| *digest == descriptor.digest);
-            if named || annotated.is_some() {
+            if named || noted.is_some() {
                 return Err(KitError::UnknownLayer { digest: descriptor.digest, media_type: descriptor.media_type.clone() });
             }
             unplaced.push(descriptor.clone());
@@ -555,51 +554,88 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
             Some("prompt") if media.kind == LayerKind::Code => LayerKind::Prompt,
             _ => media.kind,
         };
-        let entry = open.get_mut(&(descriptor.digest, kind.name())).and_then(VecDeque::pop_front);
-        let (path, name, diff_id) = match (entry, annotated) {
+        let noted = noted.map(|path| declared(&format!("the manifest's `layers[{position}]`"), path));
+        let entry = open.get_mut(&(descriptor.digest, kind.name())).and_then(|same| {
+            let named = same.iter().position(|entry| matches!(&noted, Some(Ok(path)) if *path == entry.path));
+            same.remove(named.unwrap_or(0))
+        });
+        let refused = |source| KitError::Raw { digest: descriptor.digest, source };
+        let (path, name, diff_id) = match (entry, noted) {
+            (Some(Entry { path: config, .. }), Some(Ok(annotation))) if media.format == Format::Raw && config != annotation => {
+                return Err(refused(RawError::OtherPath { config, annotation }));
+            }
+            (Some(_), Some(Err(error))) if media.format == Format::Raw => return Err(error),
+            (Some(_), None) if media.format == Format::Raw => return Err(refused(RawError::NoPath)),
             (Some(entry), _) => (entry.path, entry.name, entry.diff_id),
-            (None, Some(path)) => (declared(&format!("the manifest's `layers[{position}]`"), path)?, None, None),
+            (None, Some(path)) => (path?, None, None),
             (None, None) => {
                 unplaced.push(descriptor.clone());
                 continue;
             }
         };
-        let (archive, compression) = mountable(descriptor, media)?;
-        let spec = LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression };
-        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, file: None });
+        let (spec, file) = spec_of(layer, media, diff_id).map_err(refused)?;
+        if file.is_some() && path.is_root() {
+            return Err(refused(RawError::Root));
+        }
+        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, file });
     }
     if let Some(entry) = open.into_values().flatten().next() {
         return Err(KitError::NoSuchLayer { at: entry.at, digest: entry.digest, kind: entry.kind });
     }
     check_meanings(&layers)?;
+    check_files(&layers)?;
     Ok((layers, unplaced))
 }
 
-/// How a layer is read, if it is of a sort that can be mounted.
-fn mountable(descriptor: &Descriptor, media: Media) -> Result<(Archive, Compression), NotYet> {
-    let archive = match media.format {
-        Format::Tar => Archive::Tar,
-        Format::Raw => return Err(NotYet::Raw(descriptor.digest)),
-    };
+/// What is fetched for a layer, how it is read, and for a raw one what its file is.
+fn spec_of(layer: &oci::Layer, media: Media, diff_id: Option<Digest>) -> Result<(LayerSpec, Option<RawFile>), RawError> {
+    let oci::Layer { descriptor, annotations } = layer;
     let compression = match media.coding {
         Coding::None => Compression::None,
         Coding::Gzip => Compression::Gzip,
-        Coding::Zstd => return Err(NotYet::Zstd(descriptor.digest)),
+        Coding::Zstd => Compression::Zstd,
     };
-    Ok((archive, compression))
+    let (archive, file) = match media.format {
+        Format::Tar => (Archive::Tar, None),
+        Format::Raw => {
+            let noted = [raw::FILE_METADATA, raw::DRAFT_FILE_METADATA].iter().find_map(|key| annotations.get(*key));
+            let metadata = noted.map(|text| Metadata::parse(text)).transpose()?.unwrap_or_default();
+            (Archive::Raw { size: metadata.size_of(descriptor, compression)? }, Some(metadata.file()))
+        }
+    };
+    Ok((LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression }, file))
 }
 
-/// The store knows a layer by its digest alone, so all that is said of one digest must agree.
+/// The store knows a layer by its blob and how that is read, so all that is said of one layer must agree.
 fn check_meanings(layers: &[KitLayer]) -> Result<(), KitError> {
-    let mut known: HashMap<Digest, &LayerSpec> = HashMap::new();
+    let mut sizes: HashMap<Digest, u64> = HashMap::new();
+    let mut known: HashMap<LayerKey, &LayerSpec> = HashMap::new();
     for KitLayer { spec, .. } in layers {
-        let first = known.entry(spec.descriptor.digest).or_insert(spec);
-        let same = first.descriptor.size == spec.descriptor.size
-            && first.archive == spec.archive
-            && first.compression == spec.compression
-            && first.diff_id == spec.diff_id;
-        if !same {
-            return Err(KitError::TwoMeanings(spec.descriptor.digest));
+        let Descriptor { digest, size, .. } = spec.descriptor;
+        let first = known.entry(spec.key()).or_insert(spec);
+        if *sizes.entry(digest).or_insert(size) != size || first.archive != spec.archive || first.diff_id != spec.diff_id {
+            return Err(KitError::TwoMeanings(digest));
+        }
+    }
+    Ok(())
+}
+
+/// A raw layer is a file, so nothing else may stand at its path or below it.
+fn check_files(layers: &[KitLayer]) -> Result<(), KitError> {
+    let mut sorted: Vec<&KitLayer> = layers.iter().collect();
+    // In this order what is at or below a path follows it directly.
+    sorted.sort_by(|one, other| one.path.cmp(&other.path));
+    for pair in sorted.windows(2) {
+        let [above, below] = [pair[0], pair[1]];
+        if below.path.starts_with(&above.path) && (above.file.is_some() || (below.file.is_some() && above.path == below.path)) {
+            let digest = |layer: &KitLayer| layer.spec.descriptor.digest;
+            let (file, other) = if above.file.is_some() { (above, below) } else { (below, above) };
+            return Err(KitError::FileInTheWay {
+                file: digest(file),
+                path: file.path.clone(),
+                other: digest(other),
+                at: other.path.clone(),
+            });
         }
     }
     Ok(())

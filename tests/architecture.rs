@@ -16,6 +16,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("reqwest", &["registry"]),
     ("tar", &["archive"]),
     ("flate2", &["inflate"]),
+    ("zstd_safe", &["inflate"]),
 ];
 
 /// What else only some may write, and all of those that do.

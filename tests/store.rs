@@ -237,7 +237,7 @@ impl Bench {
     }
 
     fn layer_dir(&self, sample: &Sample) -> PathBuf {
-        self.cache().join("v1/layers").join(sample.spec.descriptor.digest.file_name())
+        self.cache().join("v1/layers").join(sample.spec.key().file_name())
     }
 
     /// The name of a data file in the layer.
@@ -247,7 +247,7 @@ impl Bench {
     }
 
     fn index(&self, sample: &Sample) -> PathBuf {
-        self.cache().join("v1/index").join(sample.spec.descriptor.digest.file_name())
+        self.cache().join("v1/index").join(sample.spec.key().file_name())
     }
 
     fn assert_nothing_is_left(&self) {
@@ -285,21 +285,23 @@ fn assert_doubtful(store: &Store, sample: &Sample) {
 
 #[test]
 fn a_layer_is_stored_as_it_is_and_recalled() {
-    for (compression, with_diff_id) in [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false)] {
+    for (compression, with_diff_id) in
+        [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false), (Compression::Zstd, true)]
+    {
         let (bench, sample) = (Bench::new(), sample(1, compression, with_diff_id));
-        let digest = sample.spec.descriptor.digest;
+        let key = sample.spec.key();
         assert!(matches!(bench.store.recall(&sample.spec), Ok(Recall::Absent)));
         assert!(bench.store.names(&sample.spec).expect("readable").is_none());
-        assert_eq!(bench.store.state(&digest), LayerState::Absent);
-        assert_eq!(bench.store.progress(&digest), None);
+        assert_eq!(bench.store.state(&key), LayerState::Absent);
+        assert_eq!(bench.store.progress(&key), None);
 
         let source = Scripted::new(&sample, []);
         let layer = bench.ensure(&sample, &source).expect("stored");
         assert_eq!(read_all(&layer).expect("there"), sample.files);
         assert_eq!(source.asked(), [0]);
-        assert_eq!(bench.store.state(&digest), LayerState::Cached);
-        assert_eq!(bench.store.layers().expect("readable"), [digest]);
-        let progress = bench.store.progress(&digest).expect("a record");
+        assert_eq!(bench.store.state(&key), LayerState::Cached);
+        assert_eq!(bench.store.layers().expect("readable"), [key]);
+        let progress = bench.store.progress(&key).expect("a record");
         assert_eq!((progress.state, progress.fetched, progress.error), (Activity::Done, sample.blob.len() as u64, None));
 
         let again = ready(bench.store.recall(&sample.spec));
@@ -377,7 +379,7 @@ fn a_directory_of_others_or_for_others_is_refused() {
 
 #[test]
 fn no_kind_of_wrong_bytes_gets_in() {
-    for compression in [Compression::None, Compression::Gzip] {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let (bench, sample, other) = (Bench::new(), sample(3, compression, true), sample(4, compression, true));
         let flip = |at: usize| {
             let mut bytes = sample.blob.to_vec();
@@ -409,9 +411,9 @@ fn no_kind_of_wrong_bytes_gets_in() {
             }
             bench.assert_nothing_is_left();
             assert!(!bench.index(&sample).exists());
-            let progress = bench.store.progress(&sample.spec.descriptor.digest).expect("a record");
+            let progress = bench.store.progress(&sample.spec.key()).expect("a record");
             assert_eq!((progress.state, progress.class), (Activity::Failed, Some(ErrorClass::Content)));
-            assert_eq!(bench.store.state(&sample.spec.descriptor.digest), LayerState::Absent);
+            assert_eq!(bench.store.state(&sample.spec.key()), LayerState::Absent);
 
             // Bad once, and good when it is asked again.
             let once = Bench::new();
@@ -444,7 +446,7 @@ fn a_config_that_claims_another_content_is_not_believed() {
     assert!(matches!(bench.store.recall(&wrong.spec), Err(StoreError::Uncompressed { .. })));
     let mut as_plain = good.spec.clone();
     as_plain.compression = Compression::None;
-    assert!(matches!(bench.store.recall(&as_plain), Err(StoreError::Interpretation { .. })));
+    assert!(matches!(bench.store.recall(&as_plain), Ok(Recall::Absent)), "the same blob, but another layer");
 }
 
 #[test]
@@ -456,7 +458,7 @@ fn a_right_blob_that_is_no_archive_is_refused_not_damaged() {
         sample.spec.descriptor.digest = Digest::of(Algorithm::Sha256, &blob);
         sample.spec.descriptor.size = blob.len() as u64;
         sample.spec.diff_id = None;
-        for compression in [Compression::None, Compression::Gzip] {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             sample.spec.compression = compression;
             let source = Scripted::named("test", &blob, []);
             let error = bench.ensure(&sample, &source).expect_err("no archive");
@@ -528,7 +530,7 @@ fn errors_of_a_source_are_passed_on_with_their_class() {
         let found = bench.ensure(&sample, &source).expect_err("an error");
         assert_eq!(found.class(), class);
         assert!(std::error::Error::source(&found).is_some());
-        let progress = bench.store.progress(&sample.spec.descriptor.digest).expect("a record");
+        let progress = bench.store.progress(&sample.spec.key()).expect("a record");
         assert_eq!(progress.class, Some(class));
         bench.assert_nothing_is_left();
     }
@@ -551,8 +553,8 @@ fn many_who_ask_at_once_fetch_once() {
         };
         let mut readers = vec![ask(&bench.store)];
         bench.runtime.block_on(reached.acquire()).expect("open").forget();
-        assert_eq!(second.state(&sample.spec.descriptor.digest), LayerState::Fetching);
-        let progress = second.progress(&sample.spec.descriptor.digest).expect("a record");
+        assert_eq!(second.state(&sample.spec.key()), LayerState::Fetching);
+        let progress = second.progress(&sample.spec.key()).expect("a record");
         assert_eq!((progress.state, progress.size), (Activity::Fetching, sample.blob.len() as u64));
         for _ in 0..6 {
             readers.push(ask(&bench.store));
@@ -582,7 +584,7 @@ fn what_one_source_said_is_no_answer_of_another() {
             assert_eq!(first.join().expect("no panic").expect_err("bad").class(), ErrorClass::Content);
             assert_eq!(other.join().expect("no panic").expect("good").expect("there"), sample.files);
         });
-        let layer = sample.spec.descriptor.digest.file_name();
+        let layer = sample.spec.key().file_name();
         fs::remove_dir_all(bench.cache().join("v1/layers").join(layer)).expect("for the next round");
     }
 }
@@ -631,7 +633,7 @@ fn what_was_changed_on_disk_is_never_given_out() {
         ("removed", remove, true),
         ("touched", touch, false),
     ];
-    for compression in [Compression::None, Compression::Gzip] {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         for (damage, apply, refetched) in damages {
             for what in ["pack", "data", "index"] {
                 let (bench, sample) = (Bench::new(), sample(13, compression, compression == Compression::None));
@@ -725,7 +727,9 @@ fn who_has_a_layer_open_gets_nothing_of_a_pack_that_changed_or_was_withdrawn() {
 
 #[test]
 fn verify_reads_the_bytes_and_withdraws_what_is_damaged() {
-    for (compression, with_diff_id) in [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false)] {
+    for (compression, with_diff_id) in
+        [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false), (Compression::Zstd, true)]
+    {
         for what in ["pack", "data"] {
             let (bench, sample) = (Bench::new(), sample(15, compression, with_diff_id));
             assert_eq!(bench.store.verify(&sample.spec).expect("readable"), Verdict::Absent);
@@ -818,7 +822,7 @@ fn a_layer_is_handed_over_with_its_lock() {
     bench.store.sync(&layer).expect("durable");
     let held = layer.held().expect("descriptors");
     drop(layer);
-    let name = format!("v1/locks/{}.use", sample.spec.descriptor.digest.file_name());
+    let name = format!("v1/locks/{}.use", sample.spec.key().file_name());
     let lock = File::open(bench.cache().join(name)).expect("there");
     let free = || rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
     assert!(!free(), "the lock lives in what was handed over");
@@ -901,7 +905,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_is_an_error_and_nothing_else() {
-    for compression in [Compression::None, Compression::Gzip] {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let sample = sample(21, compression, true);
         let Some(disk) = SmallDisk::mount(6 << 20) else { return };
         let filler = disk.0.path().join("filler");
@@ -914,7 +918,7 @@ fn a_full_disk_is_an_error_and_nothing_else() {
         for place in ["layers", "ingest", "trash", "index"] {
             assert_eq!(listing(&disk.0.path().join("v1").join(place)), Vec::<String>::new(), "{place}");
         }
-        assert_eq!(store.progress(&sample.spec.descriptor.digest).expect("a record").class, Some(ErrorClass::Disk(libc::ENOSPC)));
+        assert_eq!(store.progress(&sample.spec.key()).expect("a record").class, Some(ErrorClass::Disk(libc::ENOSPC)));
         // It works as soon as there is room.
         fs::remove_file(&filler).expect("there");
         let layer = ensure(&store, &bench.runtime, &sample, &source).expect("room");
@@ -1030,8 +1034,7 @@ fn a_killed_fetcher_is_taken_over_where_it_was() {
     let mut other = Other::start(&bench, 23, Some(at));
     assert_eq!(other.says(), "began");
     assert_eq!(other.says(), "gate");
-    let digest = sample.spec.descriptor.digest;
-    assert_eq!(bench.store.state(&digest), LayerState::Fetching);
+    assert_eq!(bench.store.state(&sample.spec.key()), LayerState::Fetching);
     let source = Scripted::new(&sample, []);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| read_all(&bench.ensure(&sample, &source).expect("taken over")).expect("there"));
@@ -1061,7 +1064,7 @@ fn a_process_may_be_killed_anywhere() {
         ("durable", |v1, layer| v1.join("layers").join(layer).join("durable").exists()),
     ];
     let sample = plain(25);
-    let layer = sample.spec.descriptor.digest.file_name();
+    let layer = sample.spec.key().file_name();
     for (name, sight) in sights {
         let bench = Bench::new();
         let mut other = Other::start(&bench, 25, None);

@@ -65,7 +65,7 @@ pub(super) fn split(stream: &[u8], threshold: u64, piece: usize) -> Result<(Sink
     for bytes in stream.chunks(piece) {
         splitter.write(bytes, &mut sink)?;
     }
-    let split = splitter.finish()?;
+    let split = splitter.finish(&mut sink)?;
     assert_eq!((split.stream_size, split.pack_size), (stream.len() as u64, sink.pack.len() as u64));
     Ok((sink, split))
 }
@@ -370,7 +370,7 @@ fn nothing_is_made_of_a_claimed_size() {
         let huge = changed(header("a", b'0', 0), |block| block[124..136].copy_from_slice(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"));
         splitter.write(&padded(huge, b"few"), &mut sink).expect("so far it is right");
         assert_eq!(sink.entries[0].size, i64::MAX as u64);
-        let error = splitter.finish().expect_err("it is cut");
+        let error = splitter.finish(&mut sink).expect_err("it is cut");
         assert!(error.to_string().contains("bytes are missing"), "{error}");
     }
 }
@@ -397,7 +397,7 @@ fn a_stream_that_was_cut_can_be_gone_through_again() {
             }
         }
     }
-    splitter.finish().expect("good");
+    splitter.finish(&mut again).expect("good");
     assert_eq!((again.entries, again.pack, again.data), (first.entries, first.pack, first.data));
 }
 

@@ -177,7 +177,7 @@ impl Layer {
             name: layer.name.clone(),
             path: if layer.path.is_root() { ".".into() } else { String::from_utf8_lossy(layer.path.as_bytes()).into_owned() },
             size: descriptor.size,
-            cached: store.state(&descriptor.digest) == LayerState::Cached,
+            cached: store.state(&layer.spec.key()) == LayerState::Cached,
         }
     }
 }

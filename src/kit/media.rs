@@ -44,6 +44,7 @@ impl Media {
                 "code" => LayerKind::Code,
                 "dataset" => LayerKind::Dataset,
                 "docs" => LayerKind::Docs,
+                "mcpb" => LayerKind::McpServer,
                 _ => return None,
             },
             format: match format {
@@ -118,6 +119,7 @@ mod tests {
             ("dataset.v1.tar+zstd", LayerKind::Dataset, Format::Tar, Coding::Zstd),
             ("code.v1.raw", LayerKind::Code, Format::Raw, Coding::None),
             ("docs.v1.raw+zstd", LayerKind::Docs, Format::Raw, Coding::Zstd),
+            ("mcpb.v1.raw", LayerKind::McpServer, Format::Raw, Coding::None),
         ] {
             let media = Media::parse(&format!("application/vnd.kitops.modelkit.{text}"));
             assert_eq!(media, Some(Media { kind, format, coding }), "{text}");
@@ -201,7 +203,11 @@ mod tests {
             let media = Media::of(Family::DockerModel, &format!("application/{text}"));
             assert_eq!(media, Some(Media { kind, format, coding: Coding::None }), "{text}");
         }
-        for text in ["application/vnd.docker.ai.gguf.v4", "application/vnd.docker.ai.license+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"] {
+        for text in [
+            "application/vnd.docker.ai.gguf.v4",
+            "application/vnd.docker.ai.license+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        ] {
             assert_eq!(Media::of(Family::DockerModel, text), None, "{text}");
         }
     }

@@ -22,13 +22,17 @@ use bytes::Bytes;
 
 use super::config::{Config, ConfigError};
 use super::media::{Coding, Format, Media};
-use super::{Contents, Family, KitError, KitLayer, LayerKind, NotYet, Raw, check_meanings, clean, declared, is_kit_reference, raw_entries};
+use super::raw::FILE_PATH;
+use super::{
+    Contents, Family, KitError, KitLayer, LayerKind, NotYet, Raw, RawError, check_files, check_meanings, clean, declared, is_kit_reference,
+    raw_entries, spec_of,
+};
 use crate::digest::Digest;
-use crate::json::{Json, JsonError};
+use crate::json::Json;
 use crate::kitfile;
-use crate::layer::{Archive, Compression, LayerSpec, RawFile};
+use crate::layer::RawFile;
 use crate::oci::{self, Manifest};
-use crate::path::{PathError, PathFault, RelPath};
+use crate::path::RelPath;
 use crate::verify::Verified;
 use about::About;
 
@@ -36,9 +40,7 @@ use about::About;
 pub(super) const KITFILE_ANNOTATION: &str = "ml.kitops.modelkit.kitfile";
 
 /// Where a layer belongs: today's key, and that of the first drafts.
-const PATH: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
-/// What the file of a raw layer is: today's key, and that of the first drafts.
-const FILE: [&str; 2] = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
+const PATH: [&str; 2] = [FILE_PATH, "org.cnai.model.filepath"];
 /// How tools that know no models name a file.
 const TITLE: &str = "org.opencontainers.image.title";
 
@@ -52,7 +54,8 @@ pub(super) fn contents(manifest: &Manifest, family: Family, config: &Verified<By
     if listed > layers {
         return Err(KitError::Counts { at: "the Kitfile in the manifest", listed, layers });
     }
-    let mut found = manifest.layers.iter().enumerate().map(|(position, layer)| pack.find(position, layer)).collect::<Result<Vec<_>, _>>()?;
+    let mut found =
+        manifest.layers.iter().enumerate().map(|(position, layer)| pack.find(position, layer)).collect::<Result<Vec<_>, _>>()?;
     if let Some(Entry { at, kind, path, .. }) = pack.entries.into_iter().next() {
         return Err(KitError::NoLayerAt { at, path, kind });
     }
@@ -60,21 +63,21 @@ pub(super) fn contents(manifest: &Manifest, family: Family, config: &Verified<By
     let (mut layers, mut unplaced) = (Vec::new(), Vec::new());
     for ((layer, found), diff_id) in manifest.layers.iter().zip(found).zip(diff_ids) {
         match found {
-            Some(Found { at, media, kind, path: Some(path), name, diff_id: other, .. }) => {
-                let diff_id = content(layer, media, diff_id, other)?;
-                let (archive, file) = archive(&at, layer, media, &path)?;
-                let compression = match media.coding {
-                    Coding::None => Compression::None,
-                    Coding::Gzip => Compression::Gzip,
-                    Coding::Zstd => Compression::Zstd,
-                };
-                let spec = LayerSpec { descriptor: layer.descriptor.clone(), diff_id, archive, compression };
+            Some(Found { media, kind, path: Some(path), name, diff_id: other, .. }) => {
+                let refused = |source| KitError::Raw { digest: layer.descriptor.digest, source };
+                let (spec, file) = spec_of(layer, media, content(layer, media, diff_id, other)?).map_err(refused)?;
+                if file.is_some() && path.is_root() {
+                    return Err(refused(RawError::Root));
+                }
+                // modctl writes a mode of 0 where it knows none.
+                let file = file.map(|file| if file.mode == 0 { RawFile { mode: RawFile::MODE, ..file } } else { file });
                 layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, file });
             }
             _ => unplaced.push(layer.descriptor.clone()),
         }
     }
     check_meanings(&layers)?;
+    check_files(&layers)?;
     let (summary, created) = about.summary(kitfile.as_ref());
     Ok(Contents {
         layers,
@@ -130,7 +133,6 @@ struct Pack {
 
 /// What is known of a layer that has a meaning.
 struct Found {
-    at: String,
     media: Media,
     kind: LayerKind,
     path: Option<RelPath>,
@@ -168,7 +170,7 @@ impl Pack {
             Some(path) => Some(path),
             None => title()?,
         };
-        Ok(Some(Found { at, media, kind, path, name, diff_id, usual: Usual::of(&descriptor.media_type) }))
+        Ok(Some(Found { media, kind, path, name, diff_id, usual: Usual::of(&descriptor.media_type) }))
     }
 
     fn path(&self, at: &str, path: &str) -> Result<RelPath, KitError> {
@@ -230,55 +232,12 @@ fn content(layer: &oci::Layer, media: Media, config: Option<Digest>, kitfile: Op
     // Digests of two algorithms cannot be compared; the store checks the content by each.
     let plain = (media.coding == Coding::None).then_some(digest);
     let said: Vec<Digest> = [config, kitfile, plain].into_iter().flatten().collect();
-    let differs = |one: &Digest| said.iter().find(|other| other.algorithm() == one.algorithm() && *other != one).map(|other| (*one, *other));
+    let differs =
+        |one: &Digest| said.iter().find(|other| other.algorithm() == one.algorithm() && *other != one).map(|other| (*one, *other));
     match said.iter().find_map(differs) {
         Some((one, other)) => Err(KitError::TwoContents { digest, one, other }),
         None => Ok(config.or(kitfile)),
     }
-}
-
-/// How the files of a layer are put together, and what is known of the one file of a raw layer.
-fn archive(at: &str, layer: &oci::Layer, media: Media, path: &RelPath) -> Result<(Archive, Option<RawFile>), KitError> {
-    match media.format {
-        Format::Tar => Ok((Archive::Tar, None)),
-        Format::Raw if path.is_root() => {
-            let source = PathError { name: path.to_string(), fault: PathFault::Component };
-            Err(KitError::Path { at: at.to_owned(), source })
-        }
-        Format::Raw => {
-            let size = layer.descriptor.size;
-            let file = raw_file(at, layer)?;
-            Ok((Archive::Raw { size: Some(size) }, Some(file)))
-        }
-    }
-}
-
-/// What annotations say of the file of a raw layer.
-fn raw_file(at: &str, layer: &oci::Layer) -> Result<RawFile, KitError> {
-    let malformed = |source: JsonError| KitError::FileMetadata { at: at.to_owned(), source };
-    let none = RawFile { mode: RawFile::MODE, mtime: 0 };
-    let Some(text) = FILE.iter().find_map(|key| layer.annotations.get(*key)).filter(|text| !text.is_empty()) else { return Ok(none) };
-    let json = Json::parse(text.as_bytes()).map_err(malformed)?;
-    let object = json.object("", &["name", "mode", "uid", "gid", "size", "mtime", "typeflag"]).map_err(malformed)?;
-    let number = |key: &str| object.get(key).map(|_| object.required_size(key)).transpose().map_err(malformed);
-    match number("typeflag")? {
-        // What a tar header has there, as a number or as the character.
-        None | Some(0 | 48) => {}
-        Some(typeflag) => return Err(KitError::NotAFile { at: at.to_owned(), typeflag }),
-    }
-    match number("size")? {
-        Some(said) if said != layer.descriptor.size => {
-            return Err(KitError::FileSize { at: at.to_owned(), size: layer.descriptor.size, said });
-        }
-        _ => {}
-    }
-    // A mode of 0 is what modctl writes where it knows none.
-    let mode = number("mode")?.map_or(0, |mode| (mode & 0o777) as u32);
-    let mtime = object.string("mtime").map_err(malformed)?.and_then(|text| text.parse::<jiff::Timestamp>().ok());
-    Ok(RawFile {
-        mode: if mode == 0 { RawFile::MODE } else { mode },
-        mtime: mtime.map_or(0, |time| time.as_second().max(0)),
-    })
 }
 
 /// How a file is called that only its media type tells of.

@@ -34,6 +34,9 @@ impl Tree {
                 if record.kind != Kind::Folder || record.child_count > 0 {
                     return Err(not_owned(&path));
                 }
+                if self.declared_file(rank).is_some() {
+                    return Err(TreeError::FolderOverFile { layer: *layer, path: path.to_string() });
+                }
                 continue;
             }
             if !inside && !of.path.starts_with(&path) {

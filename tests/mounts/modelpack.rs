@@ -69,7 +69,18 @@ fn a_model_of_docker_model_runner_is_shown_under_names_that_tools_know(mode: Mod
     // What the config says: when it was packed.
     assert_eq!(fs::metadata(&weights).expect("shown").mtime(), 1_746_440_430);
     let paths: Vec<String> = mount.status()["layers"].as_array().expect("layers").iter().map(text("path")).collect();
-    assert_eq!(paths, ["model-00001-of-00002.gguf", "model-00002-of-00002.gguf", "mmproj.gguf", "LICENSE", "legal/LICENSE.llama", "chat_template.jinja", "."]);
+    assert_eq!(
+        paths,
+        [
+            "model-00001-of-00002.gguf",
+            "model-00002-of-00002.gguf",
+            "mmproj.gguf",
+            "LICENSE",
+            "legal/LICENSE.llama",
+            "chat_template.jinja",
+            "."
+        ]
+    );
 
     let json = inspect(&host, &reference);
     assert_eq!((json["artifact"].as_str(), &json["kitfile"]), (Some("docker-model"), &Value::Null), "{json:#}");
@@ -80,7 +91,9 @@ fn a_model_of_docker_model_runner_is_shown_under_names_that_tools_know(mode: Mod
     assert_eq!(unplaced.iter().map(text("digest")).collect::<Vec<_>>(), [pack.layers[7].digest.clone()]);
     assert_eq!(registry.asked(&pack.layers[7].digest), 0);
     let human = host.kitfs(&["inspect", "--plain-http", &reference]).ok().stdout;
-    for part in ["docker-model", "361.82 M", "llama", "model at model-00001-of-00002.gguf", "not mounted, since nothing says where it belongs"] {
+    for part in
+        ["docker-model", "361.82 M", "llama", "model at model-00001-of-00002.gguf", "not mounted, since nothing says where it belongs"]
+    {
         assert!(human.contains(part), "{part} in {human}");
     }
 }
@@ -95,7 +108,8 @@ fn names_sizes_and_modes_of_bare_files_cost_no_fetch(mode: Mode) {
         // Equal bytes at two places, with modes of their own; and no Kitfile is generated that this one could be taken for.
         .layer("cncf.model.doc.v1.raw", &[(FILEPATH, "Kitfile"), (METADATA, r#"{"mode":384}"#)], "");
     let mount = host.mount(&pack.serve(&registry, "packs/listed"));
-    for (path, size, mode) in [("w/model.gguf", 2 * MIB as u64, 0o644), ("run.py", 9, 0o755), ("EMPTY.md", 0, 0o644), ("Kitfile", 0, 0o644)] {
+    for (path, size, mode) in [("w/model.gguf", 2 * MIB as u64, 0o644), ("run.py", 9, 0o755), ("EMPTY.md", 0, 0o644), ("Kitfile", 0, 0o644)]
+    {
         let metadata = fs::metadata(mount.path(path)).expect(path);
         assert_eq!((metadata.len(), metadata.mode() & 0o7777), (size, mode), "{path}");
     }
@@ -157,7 +171,7 @@ fn what_two_readers_could_place_differently_is_refused_at_mount() {
         ("climbs", Pack::model_pack().layer(WEIGHT, &at("../m"), "1"), "`..`"),
         ("unknown", Pack::model_pack().layer("cncf.model.weight.v1.raw+gzip", &at("m"), "1"), "cncf.model.weight.v1.raw+gzip"),
         ("container", Pack::docker().layer("oci.image.layer.v1.tar", &at("m"), "1"), "oci.image.layer.v1.tar"),
-        ("size", Pack::model_pack().layer(WEIGHT, &[(FILEPATH, "m"), (METADATA, r#"{"size":2}"#)], "1"), "has 1 bytes"),
+        ("size", Pack::model_pack().layer(WEIGHT, &[(FILEPATH, "m"), (METADATA, r#"{"size":2}"#)], "1"), "blob has 1 bytes"),
         ("link", Pack::model_pack().layer(WEIGHT, &[(FILEPATH, "m"), (METADATA, r#"{"typeflag":50}"#)], "1"), "typeflag"),
     ] {
         let output = host.try_mount(&pack.serve(&registry, &format!("packs/{name}")), &[]).expect_err(name);

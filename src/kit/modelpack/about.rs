@@ -24,7 +24,8 @@ pub(super) struct About {
 impl About {
     pub(super) fn parse(bytes: &Verified<Bytes>, family: Family) -> Result<Self, ConfigError> {
         let json = Json::parse(bytes)?;
-        let (filesystem, at) = if family == Family::DockerModel { ("rootfs", "the config's `rootfs`") } else { ("modelfs", "the config's `modelfs`") };
+        let (filesystem, at) =
+            if family == Family::DockerModel { ("rootfs", "the config's `rootfs`") } else { ("modelfs", "the config's `modelfs`") };
         let document = json.object("", &["descriptor", "config", filesystem])?;
         let descriptor = inner(&document, "descriptor", DESCRIPTOR)?;
         let config = inner(&document, "config", CONFIG)?;

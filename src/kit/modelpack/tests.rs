@@ -1,18 +1,19 @@
-use std::fmt::Write as _;
-
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
+use super::super::raw::{DRAFT_FILE_METADATA, FILE_METADATA};
 use super::*;
 use crate::failure::chain;
 use crate::fixtures::verified;
 use crate::kit::Kit;
+use crate::layer::Archive;
 use crate::oci::IMAGE_MANIFEST;
 
 const PACK_CONFIG: &str = "application/vnd.cncf.model.config.v1+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.ai.model.config.v0.1+json";
 const WEIGHT: &str = "application/vnd.cncf.model.weight.v1.raw";
 const GGUF: &str = "application/vnd.docker.ai.gguf.v3";
+const FILE: [&str; 2] = [FILE_METADATA, DRAFT_FILE_METADATA];
 const LICENSE: &str = "application/vnd.docker.ai.license";
 
 /// A digest that is told from others by its number.
@@ -96,14 +97,13 @@ fn an_annotation_says_where_a_layer_belongs() {
         (&[(TITLE, "../m")], "`..`"),
         (&[(TITLE, "/m")], "absolute"),
         (&[(today, "a\0b")], "NUL"),
-        (&[(today, ".")], "not the name of one file"),
-        (&[(today, "a/..")], "not the name of one file"),
         (&[(today, "a"), (draft, "b")], "`a` by one annotation and `b` by another"),
     ] {
-        let outcome = plan(&[layer("x/y", 2), annotated(WEIGHT, 1, annotations)]);
-        refused(outcome, part);
         let text = chain(&plan(&[layer("x/y", 2), annotated(WEIGHT, 1, annotations)]).expect_err(part));
-        assert!(text.contains("the manifest's `layers[1]`"), "{text}");
+        assert!(text.contains("the manifest's `layers[1]`") && text.contains(part), "{part}: {text}");
+    }
+    for root in [".", "a/.."] {
+        refused(plan(&[placed(WEIGHT, 1, root)]), "its path is the root folder");
     }
 }
 
@@ -198,25 +198,28 @@ fn the_file_of_a_raw_layer_is_known_from_its_annotation() {
     let file = |text: &str| plan(&[annotated(WEIGHT, 5, &[(PATH[0], "m"), (FILE[0], text)])]);
     let mode = |mode| RawFile { mode, mtime: 0 };
     for (text, expected) in [
-        (r#"{"name":"x","mode":420,"uid":0,"gid":0,"size":5,"mtime":"2023-11-14T22:13:20Z","typeflag":48}"#, RawFile { mode: 0o644, mtime: 1_700_000_000 }),
+        (
+            r#"{"name":"x","mode":420,"uid":0,"gid":0,"size":5,"mtime":"2023-11-14T22:13:20Z","typeflag":48}"#,
+            RawFile { mode: 0o644, mtime: 1_700_000_000 },
+        ),
         (r#"{"mode":384,"typeflag":0}"#, mode(0o600)),
         (r#"{"mode":2541}"#, mode(0o755)),
         // What nobody knew when it was packed.
         (r#"{"mode":0,"mtime":"0001-01-01T00:00:00Z"}"#, mode(0o644)),
-        (r#"{"mtime":"yesterday","mode":null}"#, mode(0o644)),
+        (r#"{"mode":null}"#, mode(0o644)),
         ("{}", mode(0o644)),
-        ("", mode(0o644)),
     ] {
         let kit = file(text).expect(text);
         assert_eq!((kit.layers[0].file, kit.layers[0].spec.archive), (Some(expected), Archive::Raw { size: Some(5) }), "{text}");
     }
     for (text, part) in [
-        (r#"{"size":6}"#, "has 5 bytes, and its annotation says that its file has 6"),
+        (r#"{"size":6}"#, "its blob has 5 bytes"),
         (r#"{"size":-1}"#, "it is negative"),
         (r#"{"mode":"0644"}"#, "`mode` should be"),
         (r#"{"mode":1,"mode":2}"#, "stands there twice"),
-        (r#"{"typeflag":5}"#, "typeflag 5"),
-        (r#"{"typeflag":50}"#, "typeflag 50"),
+        (r#"{"mtime":"yesterday"}"#, "`yesterday`"),
+        (r#"{"typeflag":5}"#, "`typeflag` 5"),
+        (r#"{"typeflag":50}"#, "`typeflag` 50"),
         ("[]", "should be an object"),
         ("{", "not the JSON that it should be"),
     ] {
@@ -339,7 +342,13 @@ fn files_without_a_name_are_called_what_they_are() {
         (vec![annotated(GGUF, 1, &[(TITLE, "qwen.gguf")])], &["qwen.gguf"]),
         (vec![placed("application/vnd.docker.ai.model.file", 1, "text_encoder/config.json")], &["text_encoder/config.json"]),
         // The archives hold what stands at the root; their annotation is the name of a temporary file.
-        (vec![placed("application/vnd.docker.ai.vllm.config.tar", 1, "vllm-config-7.tar"), layer("application/vnd.docker.ai.dir.tar", 2)], &[".", "."]),
+        (
+            vec![
+                placed("application/vnd.docker.ai.vllm.config.tar", 1, "vllm-config-7.tar"),
+                layer("application/vnd.docker.ai.dir.tar", 2),
+            ],
+            &[".", "."],
+        ),
     ] {
         assert_eq!(paths(&docker(&layers).expect("a plan")), expected);
     }
@@ -360,7 +369,10 @@ fn what_a_config_says_about_the_whole_is_told() {
     let model = kit.summary.model.clone().expect("a model");
     let told = [kit.summary.name.as_str(), &kit.summary.version, &kit.summary.description, &kit.summary.license, &model.format];
     assert_eq!(told, ["llama", "3", "d", "MIT, X", "gguf"]);
-    assert_eq!([model.architecture.as_str(), &model.parameters, &model.precision, &model.quantization], ["transformer", "8b", "bf16", "awq"]);
+    assert_eq!(
+        [model.architecture.as_str(), &model.parameters, &model.precision, &model.quantization],
+        ["transformer", "8b", "bf16", "awq"]
+    );
     assert_eq!(kit.created, super::super::time("2023-11-14T22:13:20Z"));
     // The Kitfile says it better.
     let kitfile = json!({ "package": { "name": "other" }, "model": { "name": "m", "format": "safetensors" } });
@@ -377,31 +389,31 @@ fn what_a_config_says_about_the_whole_is_told() {
 }
 
 proptest! {
-    /// Whatever layers there are: each is placed once or left out, names that were given are kept, and those that were not are all different.
+    /// Whatever layers there are: each is placed once or left out, and names that were given are kept. Only two that were given the same are refused.
     #[test]
-    fn every_layer_has_one_place_or_none(layers in proptest::collection::vec((0..6_usize, proptest::option::of("[a-c]{1,2}")), 0..40)) {
+    fn every_layer_has_one_place_or_none(
+        layers in proptest::collection::vec((0..6_usize, proptest::option::of("[a-d]{1,3}|LICENSE|LICENSE-2|model\\.gguf|mmproj-3\\.gguf")), 0..20),
+    ) {
         let media = [GGUF, LICENSE, WEIGHT, "application/vnd.docker.ai.mmproj", "application/vnd.docker.ai.safetensors", "x/y"];
-        let list: Vec<Value> = layers
-            .iter()
-            .enumerate()
-            .map(|(position, (kind, path))| match path {
-                Some(path) if *kind != 5 => placed(media[*kind], position, path),
-                _ => layer(media[*kind], position),
-            })
-            .collect();
-        let kit = docker(&list).expect("a plan");
+        // A path would make the last refuse it all, as another test shows.
+        let layers: Vec<_> = layers.into_iter().map(|(kind, path)| (media[kind], path.filter(|_| kind != 5))).collect();
+        let list = layers.iter().enumerate().map(|(position, (media, path))| match path {
+            Some(path) => placed(media, position, path),
+            None => layer(media, position),
+        });
+        let outcome = docker(&list.collect::<Vec<_>>());
+        let given: Vec<&String> = layers.iter().filter_map(|(_, path)| path.as_ref()).collect();
+        let same = given.iter().collect::<BTreeSet<_>>().len() < given.len();
+        prop_assert_eq!(matches!(outcome, Err(KitError::FileInTheWay { .. })), same);
+        let Ok(kit) = outcome else { return Ok(()) };
         prop_assert_eq!(kit.layers.len() + kit.unplaced.len(), layers.len());
-        let mut invented = String::new();
+        prop_assert_eq!(paths(&kit).into_iter().collect::<BTreeSet<_>>().len(), kit.layers.len());
         for layer in &kit.layers {
-            let (_, path) = &layers[layer.spec.descriptor.size as usize];
-            match path {
-                Some(path) => prop_assert_eq!(layer.path.to_string(), path.as_str()),
-                None => {
-                    let name = format!("\n{}\n", layer.path);
-                    prop_assert!(!invented.contains(&name), "{} twice", layer.path);
-                    write!(invented, "{name}").expect("memory");
-                }
+            if let (_, Some(path)) = &layers[layer.spec.descriptor.size as usize] {
+                prop_assert_eq!(&layer.path.to_string(), path);
             }
         }
+        let left_out = layers.iter().filter(|(media, path)| path.is_none() && [WEIGHT, "x/y"].contains(media)).count();
+        prop_assert_eq!(kit.unplaced.len(), left_out);
     }
 }
