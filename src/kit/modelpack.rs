@@ -235,7 +235,7 @@ fn content(layer: &oci::Layer, media: Media, config: Option<Digest>, kitfile: Op
     let differs =
         |one: &Digest| said.iter().find(|other| other.algorithm() == one.algorithm() && *other != one).map(|other| (*one, *other));
     match said.iter().find_map(differs) {
-        Some((one, other)) => Err(KitError::TwoContents { digest, one, other }),
+        Some((one, other)) => Err(KitError::TwoContents { digest, said: Box::new([one, other]) }),
         None => Ok(config.or(kitfile)),
     }
 }
