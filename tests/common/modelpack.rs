@@ -33,6 +33,12 @@ impl Pack {
         Self { config_type: "application/vnd.cncf.model.config.v1+json", artifact_type, layers: Vec::new() }
     }
 
+    /// A ModelPack by the first drafts of the spec.
+    pub fn draft() -> Self {
+        let artifact_type = Some("application/vnd.cnai.model.manifest.v1+json");
+        Self { config_type: "application/vnd.cnai.model.config.v1+json", artifact_type, layers: Vec::new() }
+    }
+
     /// A model of Docker Model Runner.
     pub fn docker() -> Self {
         Self { config_type: "application/vnd.docker.ai.model.config.v0.1+json", artifact_type: None, layers: Vec::new() }

@@ -160,6 +160,33 @@ fn small_files_of_configuration_come_by_themselves(mode: Mode) {
 }
 
 #[test]
+fn a_model_pack_by_the_first_drafts_is_shown_too() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let at = |path| [("org.cnai.model.filepath", path)];
+    let metadata = [("org.cnai.model.filepath", "run.sh"), ("org.cnai.model.file.metadata+json", r#"{"mode":493}"#)];
+    let pack = Pack::draft()
+        .layer("cnai.model.weight.v1.tar", &at("w/m.bin"), tar(&[("w/m.bin", "weights")]))
+        .layer("cnai.model.doc.v1.tar", &at("README.md"), tar(&[("README.md", "# hello")]))
+        .layer("cnai.model.layer.v1.tar", &[at("LICENSE"), [("org.cnai.model.license", "true")]].concat(), tar(&[("LICENSE", "MIT")]))
+        .layer("cnai.model.code.v1.raw", &metadata, "true");
+    let reference = pack.serve(&registry, "packs/draft");
+    let wanted = [
+        ("w", Shown::Folder { mode: 0o755 }),
+        ("w/m.bin", file(0o644, b"weights")),
+        ("README.md", file(0o644, b"# hello")),
+        ("LICENSE", file(0o644, b"MIT")),
+        ("run.sh", file(0o755, b"true")),
+    ];
+    let mount = host.mount(&reference);
+    let (point, wanted) = (mount.point().to_owned(), wanted.into_iter().map(|(path, shown)| (path.as_bytes().to_vec(), shown)).collect());
+    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+    let json = inspect(&host, &reference);
+    assert_eq!((json["artifact"].as_str(), json["package"]["version"].as_str()), (Some("modelpack"), Some("7")), "{json:#}");
+    let kinds: Vec<String> = json["layers"].as_array().expect("layers").iter().map(text("kind")).collect();
+    assert_eq!(kinds, ["model", "docs", "docs", "code"]);
+}
+
+#[test]
 fn what_two_readers_could_place_differently_is_refused_at_mount() {
     let (host, registry) = (Host::new(Mode::Cached), Registry::start());
     let tar_type = "cncf.model.code.v1.tar";
