@@ -192,11 +192,9 @@ pub enum KitError {
         source: RawError,
     },
     /// Where a raw layer's file stands, another layer is declared, or below it.
-    #[error("the raw layer {file} is the file `{path}`, and the layer {other} is declared at `{at}`")]
+    #[error("a raw layer is the file `{path}`, and the layer {other} is declared at `{at}`")]
     FileInTheWay {
-        /// The raw layer.
-        file: Digest,
-        /// Its path.
+        /// The raw layer's path.
         path: RelPath,
         /// The other layer.
         other: Digest,
@@ -496,14 +494,9 @@ fn check_files(layers: &[KitLayer]) -> Result<(), KitError> {
     for pair in sorted.windows(2) {
         let [above, below] = [pair[0], pair[1]];
         if below.path.starts_with(&above.path) && (above.file.is_some() || (below.file.is_some() && above.path == below.path)) {
-            let digest = |layer: &KitLayer| layer.spec.descriptor.digest;
             let (file, other) = if above.file.is_some() { (above, below) } else { (below, above) };
-            return Err(KitError::FileInTheWay {
-                file: digest(file),
-                path: file.path.clone(),
-                other: digest(other),
-                at: other.path.clone(),
-            });
+            let (path, at) = (file.path.clone(), other.path.clone());
+            return Err(KitError::FileInTheWay { path, other: other.spec.descriptor.digest, at });
         }
     }
     Ok(())
