@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 /// A layer with its files, as a test knows it.
 struct Sample {
     files: BTreeMap<String, Vec<u8>>,
+    /// The uncompressed content.
     tar: Bytes,
     blob: Bytes,
     spec: LayerSpec,
@@ -61,6 +62,16 @@ fn sample(seed: u64, compression: Compression, with_diff_id: bool) -> Sample {
         builder.append_data(&mut header, name, &content[..]).expect("a tar entry");
     }
     let tar = Bytes::from(builder.into_inner().expect("a tar"));
+    pack(files, tar, Archive::Tar, compression, with_diff_id)
+}
+
+/// One file of noise, which is declared to have `declared` bytes.
+fn raw(seed: u64, length: usize, compression: Compression, declared: Option<u64>) -> Sample {
+    let content = noise(seed, length);
+    pack([("file".to_owned(), content.clone())].into(), content.into(), Archive::Raw { size: declared }, compression, true)
+}
+
+fn pack(files: BTreeMap<String, Vec<u8>>, tar: Bytes, archive: Archive, compression: Compression, with_diff_id: bool) -> Sample {
     let blob = match compression {
         Compression::None => tar.clone(),
         Compression::Gzip => {
@@ -76,7 +87,7 @@ fn sample(seed: u64, compression: Compression, with_diff_id: bool) -> Sample {
     };
     let descriptor = Descriptor { media_type: "x/layer".into(), digest: Digest::of(Algorithm::Sha256, &blob), size: blob.len() as u64 };
     let diff_id = with_diff_id.then(|| Digest::of(Algorithm::Sha256, &tar));
-    Sample { files, tar, blob, spec: LayerSpec { descriptor, diff_id, archive: Archive::Tar, compression } }
+    Sample { files, tar, blob, spec: LayerSpec { descriptor, diff_id, archive, compression } }
 }
 
 fn plain(seed: u64) -> Sample {
@@ -501,6 +512,101 @@ fn damage_in_what_was_left_behind_is_nobodys_fault() {
     let layer = bench.ensure(&sample, &source).expect("the third");
     assert_eq!(read_all(&layer).expect("there"), sample.files);
     assert_eq!(source.asked(), [0, 2_500_000, 0, 0]);
+}
+
+#[test]
+fn a_raw_layer_is_stored_as_the_file_that_it_is() {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+        for (length, declared) in [(0, true), (1, true), (70_000, false), (3_000_001, true), (3_000_001, false)] {
+            let (bench, sample) = (Bench::new(), raw(31, length, compression, declared.then_some(length as u64)));
+            let source = Scripted::new(&sample, []);
+            let layer = bench.ensure(&sample, &source).expect("stored");
+            assert_eq!(read_all(&layer).expect("there"), sample.files);
+            let data = bench.layer_dir(&sample).join("0.data");
+            match layer.content(kitfs::index::RAW_RANK).expect("there") {
+                Content::Data(_, size) => assert!(size == length as u64 && fs::read(&data).expect("there") == sample.tar),
+                Content::Packed { size, .. } => assert!(size == 0 && length == 0 && !data.exists()),
+            }
+            assert_eq!(fs::metadata(bench.layer_dir(&sample).join("pack")).expect("there").len(), 0);
+            assert_eq!(bench.store.verify(&sample.spec).expect("readable"), Verdict::Sound);
+            assert_eq!(bench.store.layers().expect("readable"), [sample.spec.key()]);
+            // Its index follows from it.
+            let index = fs::read(bench.index(&sample)).expect("there");
+            fs::remove_file(bench.index(&sample)).expect("ours");
+            assert!(matches!(bench.store.recall(&sample.spec), Ok(Recall::Doubtful)));
+            assert_eq!(read_all(&bench.ensure(&sample, &source).expect("made anew")).expect("there"), sample.files);
+            assert!(fs::read(bench.index(&sample)).expect("there") == index, "an index is a function of the layer and its files");
+            // Nobody has to be asked for nothing.
+            assert_eq!(source.asked().len(), usize::from(!sample.blob.is_empty()));
+            if length > 0 {
+                drop(layer);
+                flip(&data, length as u64 - 1);
+                assert!(matches!(bench.store.verify(&sample.spec), Ok(Verdict::Damaged { .. })));
+                assert_eq!(read_all(&bench.ensure(&sample, &source).expect("fetched again")).expect("there"), sample.files);
+                assert_eq!(source.asked(), [0, 0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_raw_layer_of_another_size_than_declared_is_refused() {
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        for wrong in [0, 99_999, 100_001] {
+            let (bench, sample) = (Bench::new(), raw(32, 100_000, compression, Some(wrong)));
+            let source = Scripted::new(&sample, []);
+            let error = bench.ensure(&sample, &source).expect_err("another size");
+            assert!(matches!(error, StoreError::Refused { .. }) && error.class() == ErrorClass::Refused, "{error}");
+            bench.assert_nothing_is_left();
+            // Nor later, when it is here because another manifest was right, or says nothing.
+            for right in [Some(100_000), None] {
+                let sample = raw(32, 100_000, compression, right);
+                bench.ensure(&sample, &source).expect("stored");
+            }
+            assert!(matches!(bench.store.recall(&sample.spec), Err(StoreError::Refused { .. })));
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_raw_layer_is_gone_on_with() {
+    let (bench, sample) = (Bench::new(), raw(33, 5 << 20, Compression::None, None));
+    for fail in [0, 1, 2_500_000] {
+        let source = Scripted::new(&sample, [Step::Fail(fail, broken)]);
+        bench.ensure(&sample, &source).expect_err("broken off");
+        assert_eq!(listing(&bench.cache().join("v1/ingest")).len(), usize::from(fail > 0));
+    }
+    let source = Scripted::new(&sample, []);
+    let layer = bench.ensure(&sample, &source).expect("the rest");
+    assert_eq!(read_all(&layer).expect("there"), sample.files);
+    assert!(source.asked()[..] == [2_500_000] || source.asked()[..] == [2_500_001], "{:?}", source.asked());
+}
+
+#[test]
+fn one_blob_read_in_several_ways_is_several_layers() {
+    let bench = Bench::new();
+    let tar = sample(34, Compression::Gzip, true);
+    let as_file =
+        pack([("file".to_owned(), tar.blob.to_vec())].into(), tar.blob.clone(), Archive::Raw { size: None }, Compression::None, true);
+    let unpacked =
+        pack([("file".to_owned(), tar.tar.to_vec())].into(), tar.tar.clone(), Archive::Raw { size: None }, Compression::Gzip, true);
+    let all = [&tar, &as_file, &unpacked];
+    assert!(all.iter().all(|sample| sample.blob == tar.blob), "one blob");
+    for (before, sample) in all.iter().enumerate() {
+        assert!(matches!(bench.store.recall(&sample.spec), Ok(Recall::Absent)));
+        assert_eq!((bench.store.state(&sample.spec.key()), bench.store.layers().expect("readable").len()), (LayerState::Absent, before));
+        bench.ensure(sample, &Scripted::new(sample, [])).expect("stored");
+    }
+    for sample in all {
+        assert_eq!(read_all(&ready(bench.store.recall(&sample.spec))).expect("there"), sample.files);
+    }
+    // Whoever moves files moves names: an index of the same blob that was read in another way is as good as none.
+    fs::copy(bench.index(&tar), bench.cache().join("other")).expect("room");
+    fs::rename(bench.cache().join("other"), bench.index(&as_file)).expect("ours");
+    assert!(matches!(bench.store.recall(&as_file.spec), Ok(Recall::Doubtful)));
+    let source = Scripted::new(&as_file, []);
+    assert_eq!(read_all(&bench.ensure(&as_file, &source).expect("made anew")).expect("there"), as_file.files);
+    assert_eq!(source.asked(), Vec::<u64>::new());
 }
 
 #[test]

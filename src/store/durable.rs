@@ -128,7 +128,11 @@ pub(super) fn record(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), S
     store.index.sync()?;
     store.layers.sync()?;
     if dir.stat(DURABLE)?.is_none() {
-        let file = dir.create(DURABLE)?;
+        // Whoever stored the layer and whoever verified it once more may come to this point together; both are right.
+        let file = match dir.create(DURABLE) {
+            Err(error) if matches!(error.class(), ErrorClass::Disk(libc::EEXIST)) => dir.open(DURABLE)?.ok_or(error)?,
+            created => created?,
+        };
         rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what(DURABLE)))?;
         rustix::fs::fsync(&file).map_err(disk(what(DURABLE)))?;
         dir.sync()?;

@@ -17,6 +17,7 @@ mod fault_registry;
 mod fixtures_mount;
 mod kits;
 mod laziness;
+mod meanings;
 mod modelpack;
 mod offline;
 mod packer;
