@@ -1,6 +1,8 @@
-//! Cutting a tar stream: the big files' bytes go to files of their own, everything else stays as it is.
+//! Cutting a layer's content: the big files' bytes go to files of their own, everything else stays as it is.
 //!
 //! A [`Splitter`] is pushed the uncompressed bytes of a layer, which nobody has verified yet, and says to an [`Output`] what is in them.
+//! A raw layer is a file as a whole, so all there is to do with it is to count. The rest of this is about tar.
+//!
 //! It reads tar as Go's `archive/tar` does, with which kit packs and unpacks: what is a file to the one is the same file to the other. It
 //! refuses what a ModelKit never has (links, devices, sparse files, global headers) and what would be read in two ways. It never allocates
 //! by a number that the stream claims; the longest thing it holds is an extension of 1 MiB.
@@ -24,7 +26,7 @@ use pax::Extensions;
 pub use crate::index::{Kind, NewEntry, Place};
 pub use members::{BLOCK_BYTES, Begins, Member, MemberError, MemberKind, Members};
 
-use crate::index::IndexError;
+use crate::index::{IndexError, RAW_NAME};
 use crate::limits::TAR_EXTENSION_BYTES;
 use crate::path::{Escaped, PathError, RelPath};
 
@@ -38,7 +40,7 @@ pub trait Output {
     fn data(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// The file that was opened last has all its bytes.
     fn close_data(&mut self) -> io::Result<()>;
-    /// An entry begins; called before any of its bytes come.
+    /// An entry begins; called before any of its bytes come, but for the file of a raw layer, whose size may only be known after them.
     fn entry(&mut self, entry: &NewEntry) -> Result<(), SplitError>;
 }
 
@@ -80,6 +82,16 @@ pub enum SplitError {
         /// What should have come.
         inside: String,
     },
+    /// A raw layer has more or fewer bytes than the manifest says.
+    #[error("the file has {got} bytes, the manifest says {expected}", got = if *more { format!("more than {got}") } else { got.to_string() })]
+    Size {
+        /// What the manifest says.
+        expected: u64,
+        /// How many bytes there are, or were when there were too many.
+        got: u64,
+        /// There were more to come.
+        more: bool,
+    },
     /// What was cut could not be written.
     #[error("cannot store the layer")]
     Output(#[from] io::Error),
@@ -119,7 +131,10 @@ pub struct OpenData {
     pub left: u64,
 }
 
-/// Reads a tar stream that comes in pieces of any size. After an error it is of no more use.
+/// The mode that the file of a raw layer has in its index, which is not shown.
+const RAW_MODE: u32 = 0o644;
+
+/// Reads a layer's content that comes in pieces of any size. After an error it is of no more use.
 pub struct Splitter {
     cut: Box<dyn FnMut(u32, u64) -> bool + Send>,
     state: State,
@@ -152,6 +167,8 @@ enum State {
     Padding { left: u64 },
     /// What comes after the end.
     Trailing,
+    /// The content of a raw layer, which has no headers; its size, if the manifest says so.
+    Raw { size: Option<u64> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +179,12 @@ enum ExtensionKind {
 }
 
 impl Splitter {
+    /// Takes all for one file, of `size` bytes if that is known. It becomes a data file however small it is (an empty one never): a kit has few of them, and
+    /// so the blob is stored as it is and can be gone on with.
+    pub fn raw(size: Option<u64>) -> Self {
+        Self { state: State::Raw { size }, ..Self::new(u64::MAX) }
+    }
+
     /// Cuts out every file of at least `threshold` bytes (an empty one never).
     pub fn new(threshold: u64) -> Self {
         Self::cutting(move |_, size| size >= threshold)
@@ -195,6 +218,9 @@ impl Splitter {
     /// Takes the next bytes of the stream, but none beyond the beginning or the end of a data file, and says how many: at least one.
     /// Whoever puts the stream together from `pack` and data files asks [`Splitter::open_data`] in between which one has the next bytes.
     pub fn push(&mut self, bytes: &[u8], out: &mut dyn Output) -> Result<usize, SplitError> {
+        if let State::Raw { size } = self.state {
+            return self.push_raw(bytes, size, out);
+        }
         if let State::Data { ordinal, left, padding } = self.state {
             let piece = first(bytes, left);
             out.data(piece)?;
@@ -230,18 +256,22 @@ impl Splitter {
     pub fn open_data(&self) -> Option<OpenData> {
         match self.state {
             State::Data { ordinal, left, .. } => Some(OpenData { ordinal, left }),
+            State::Raw { size } => Some(OpenData { ordinal: 0, left: size.map_or(u64::MAX, |size| size.saturating_sub(self.position)) }),
             _ => None,
         }
     }
 
     /// Says that the stream is over. It may be so where Go's reader accepts it: between entries, after one block of zeros, in the padding
     /// of the last file.
-    pub fn finish(self) -> Result<Split, SplitError> {
+    pub fn finish(mut self, out: &mut dyn Output) -> Result<Split, SplitError> {
+        if let State::Raw { size } = self.state {
+            self.finish_raw(size, out)?;
+        }
         let inside = match &self.state {
             State::Header | State::SecondZero if self.filled > 0 => Some("a header".to_owned()),
             State::Extension { .. } => Some("an extended header".to_owned()),
             State::Packed { left, .. } | State::Data { left, .. } => Some(format!("a file of which {left} bytes are missing")),
-            State::Header | State::SecondZero | State::Padding { .. } | State::Trailing => None,
+            State::Header | State::SecondZero | State::Padding { .. } | State::Trailing | State::Raw { .. } => None,
         };
         match inside {
             Some(inside) => Err(SplitError::Cut { offset: self.position, inside }),
@@ -302,9 +332,39 @@ impl Splitter {
                 self.position += bytes.len() as u64;
                 bytes.len()
             }
-            State::Data { .. } => 0,
+            State::Data { .. } | State::Raw { .. } => 0,
         };
         Ok((count, self.open_data()))
+    }
+
+    fn push_raw(&mut self, bytes: &[u8], size: Option<u64>, out: &mut dyn Output) -> Result<usize, SplitError> {
+        let after = self.position + bytes.len() as u64;
+        if let Some(expected) = size.filter(|size| after > *size) {
+            return Err(SplitError::Size { expected, got: expected, more: true });
+        }
+        if self.position == 0 {
+            out.open_data(0, size.unwrap_or(0))?;
+        }
+        out.data(bytes)?;
+        self.position = after;
+        self.cut_away = after;
+        Ok(bytes.len())
+    }
+
+    fn finish_raw(&mut self, size: Option<u64>, out: &mut dyn Output) -> Result<(), SplitError> {
+        let got = self.position;
+        if let Some(expected) = size.filter(|size| *size != got) {
+            return Err(SplitError::Size { expected, got, more: false });
+        }
+        let place = if got == 0 {
+            Place::Packed { offset: 0 }
+        } else {
+            out.close_data()?;
+            Place::Data { ordinal: 0 }
+        };
+        let path = RelPath::parse(RAW_NAME).map_err(|source| SplitError::Name { offset: 0, source })?;
+        self.ordinal = 1;
+        out.entry(&NewEntry { path, kind: Kind::File, mode: RAW_MODE, mtime: 0, size: got, place, stream_offset: 0 })
     }
 
     fn block_is_full(&mut self, out: &mut dyn Output) -> Result<(), SplitError> {

@@ -20,17 +20,18 @@ use crate::digest::Digest;
 use crate::failure::{ErrorClass, chain};
 use crate::fetch::{Failed, Fetcher, Standing, Wanted};
 use crate::index::{Index, Kind};
-use crate::kit::{LayerKind, Lineage};
-use crate::layer::LayerSpec;
+use crate::kit::{KitLayer, LayerKind, Lineage};
+use crate::layer::{Archive, LayerSpec, RawFile};
 use crate::limits::{HANDLE_GRACE, OPEN_FILES_MAX, RESTING_LAYERS_MAX};
 use crate::node::NodeId;
 use crate::store::{Content, Held, LayerState, Recall, Store, StoreError, VerifiedLayer};
-use crate::tree::{Attributes, Child, Group, Known, Lookup, Node, Place, Tree, TreeError};
+use crate::tree::{Attributes, Child, DeclaredFile, Group, Known, Lookup, Node, Place, Tree, TreeError};
 use crate::wait::Need;
 
 /// The filesystem of one mount.
 pub struct Fs {
     tree: Tree,
+    /// The generated Kitfile; empty if there is none, and then nothing names it.
     kitfile: Bytes,
     reference: String,
     digest: Digest,
@@ -43,6 +44,8 @@ pub struct Fs {
     resting: Mutex<LruCache<u16, ()>>,
     /// What a first touch of a model's layer brings after it; empty with `--prefetch none`.
     model: Vec<u16>,
+    /// Those of the model whose first touch does that. Who reads a configuration may never want the weights.
+    weights: Vec<u16>,
     model_touched: AtomicBool,
     /// What a file or folder without a time of its own shows, in seconds.
     created: i64,
@@ -129,8 +132,9 @@ impl Fs {
         let tree = tree(lineage)?;
         let kit = lineage.root();
         let layers = lineage.layers.iter().map(|layer| Layer { spec: layer.spec.clone(), state: Mutex::default() }).collect();
-        let is_model = |kind: &LayerKind| matches!(kind, LayerKind::Model | LayerKind::ModelPart);
-        let model = (1..).zip(&lineage.layers).filter(|(_, layer)| prefetch_model && is_model(&layer.kind)).map(|(slot, _)| slot).collect();
+        let of_model = || (1..).zip(&lineage.layers).filter(|(_, layer)| prefetch_model && layer.kind.is_of_model());
+        let model = of_model().map(|(slot, _)| slot).collect();
+        let weights = of_model().filter(|(_, layer)| layer.kind != LayerKind::ModelConfig).map(|(slot, _)| slot).collect();
         let created = kit.created.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs() as i64);
         let fs = Arc::new(Self {
             tree,
@@ -144,6 +148,7 @@ impl Fs {
             agree,
             resting: Mutex::new(LruCache::unbounded()),
             model,
+            weights,
             model_touched: AtomicBool::new(false),
             created: created.unwrap_or(OLDEST_SHOWN).max(OLDEST_SHOWN),
         });
@@ -389,7 +394,7 @@ impl Fs {
             Standing::Queued => LayerStanding::Waiting,
             Standing::Running => LayerStanding::Fetching,
             Standing::Failed(failed) => LayerStanding::Failed(failed),
-            Standing::Idle => match self.store.state(&self.spec(slot).descriptor.digest) {
+            Standing::Idle => match self.store.state(&self.spec(slot).key()) {
                 LayerState::Cached => LayerStanding::Cached,
                 LayerState::Fetching => LayerStanding::Fetching,
                 LayerState::Absent => LayerStanding::Absent,
@@ -403,8 +408,8 @@ impl Fs {
             Need::Content(slot) => std::slice::from_ref(slot),
             Need::Names(group) => self.tree.slots(*group),
         };
-        let digests = slots.iter().map(|&slot| &self.spec(slot).descriptor.digest);
-        digests.filter_map(|digest| self.store.progress(digest)).map(|progress| progress.fetched).sum()
+        let layers = slots.iter().map(|&slot| self.spec(slot).key());
+        layers.filter_map(|layer| self.store.progress(&layer)).map(|progress| progress.fetched).sum()
     }
 
     fn spec(&self, slot: u16) -> &LayerSpec {
@@ -485,7 +490,7 @@ impl Fs {
             Err(errno) => return self.end(slot, Err(errno)),
             Ok(false) => {}
         }
-        if self.model.contains(&slot) && !self.model_touched.swap(true, Ordering::Relaxed) {
+        if self.weights.contains(&slot) && !self.model_touched.swap(true, Ordering::Relaxed) {
             let others = self.model.iter().copied().filter(|&other| other != slot);
             let absent = others.filter(|&other| matches!(self.store.recall(self.spec(other)), Ok(Recall::Absent)));
             let absent: Vec<u16> = absent.collect();
@@ -566,6 +571,14 @@ impl Fs {
     }
 }
 
+/// What the plan knows of the file that a raw layer is.
+fn declared_file(layer: &KitLayer) -> Option<DeclaredFile> {
+    match (layer.spec.archive, layer.file) {
+        (Archive::Raw { size }, Some(RawFile { mode, mtime })) => Some(DeclaredFile { mode, mtime, size }),
+        _ => None,
+    }
+}
+
 impl std::fmt::Debug for Fs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Fs").field("reference", &self.reference).field("digest", &self.digest).finish_non_exhaustive()
@@ -579,6 +592,7 @@ pub fn tree(lineage: &Lineage) -> Result<Tree, TreeError> {
         path: layer.path.clone(),
         prefix: layer.prefix.clone(),
         size: layer.spec.descriptor.size,
+        file: declared_file(layer),
     });
     Tree::new(places.collect(), lineage.kitfile.as_ref().map(|kitfile| kitfile.len() as u64), lineage.shown.clone())
 }

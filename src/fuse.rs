@@ -145,6 +145,11 @@ impl Shared {
                 let attr = self.attr(node, &attributes);
                 self.device.entry(unique, self.id(node, attributes.kind).to_wire(), &attr, FOREVER);
             }
+            Answer::Now(Lookup::Unsized(node, attributes)) => {
+                // Asked for again before it is opened or stat'ed, and waited for there.
+                let attr = self.attr(node, &attributes);
+                self.device.entry(unique, self.id(node, attributes.kind).to_wire(), &attr, 0);
+            }
             Answer::Now(Lookup::Absent) => self.device.no_entry(unique),
             Answer::Now(Lookup::Unknown(node, _)) => {
                 // What it is nobody knows yet. As a folder that is asked about each time, it makes `stat`, `open` and `opendir` wait where
@@ -296,7 +301,8 @@ impl Shared {
         match child.attributes {
             None => {
                 let inode = self.fs.tree().id(child.node, Kind::Folder, 0).inode();
-                listing.add(child.name, inode, u32::from(libc::DT_UNKNOWN), position, None)
+                let kind = if self.fs.tree().is_declared_file(child.node) { libc::DT_REG } else { libc::DT_UNKNOWN };
+                listing.add(child.name, inode, u32::from(kind), position, None)
             }
             Some(attributes) => {
                 let attr = self.attr(child.node, &attributes);

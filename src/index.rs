@@ -47,6 +47,11 @@ use crate::digest::Digest;
 use crate::limits::LAYER_ENTRIES;
 use crate::path::RelPath;
 
+/// The name that the file of a raw layer has in its index. It is never shown: where the file stands is for each kit to say.
+pub const RAW_NAME: &[u8] = b"file";
+/// The rank of that file: it is the only entry beside the root.
+pub const RAW_RANK: u32 = 1;
+
 /// What an entry is. Nothing else can be in a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {

@@ -1,54 +1,79 @@
-//! Gzip, pushed: RFC 1952 members in a row become one stream of bytes.
+//! Gzip and zstd, pushed: members of the one (RFC 1952), or frames of the other (RFC 8878), in a row become one stream of bytes.
 //!
-//! Nobody has verified what comes in. Every member's checksum and length are checked, a stream that is cut anywhere is an error at the
-//! end, and no more than [`expansion_limit`] bytes ever come out. Zeros after the last member, which tapes and block devices leave, are
-//! ignored; other bytes are not, though Go's tar reader never looks at them: a blob that is only partly gzip is not what its media type
-//! says.
+//! Nobody has verified what comes in. Every checksum and length that a member or frame has is checked, a stream that is cut anywhere is an
+//! error at the end, and no more than [`expansion_limit`] bytes ever come out. Zeros after the last gzip member, which tapes and block
+//! devices leave, are ignored; other bytes are not, though Go's tar reader never looks at them: a blob that is only partly gzip is not what
+//! its media type says. After a zstd frame nothing but another one may stand (a skippable one is one), as for `zstd -d` and for Go.
+//!
+//! The decoder of zstd is the C library, which is fuzzed without pause: those in Rust were several times slower when this was written. It is
+//! given a window limit, knows none of the formats from before zstd 0.8, and no dictionary.
 
-use flate2::{Decompress, DecompressError, FlushDecompress, Status};
+use std::error::Error;
+use std::fmt;
 
-use crate::limits::{EXPANSION_FLOOR_BYTES, EXPANSION_RATIO};
+use flate2::{Decompress, FlushDecompress, Status};
+use zstd_safe::zstd_sys::ZSTD_ErrorCode;
+use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
-/// Bytes that are uncompressed at a time.
+use crate::layer::Compression;
+use crate::limits::{EXPANSION_FLOOR_BYTES, EXPANSION_RATIO, ZSTD_WINDOW_LOG};
+
+/// Bytes that are uncompressed at a time: what zstd puts into one block.
 const CHUNK: usize = 128 << 10;
 /// The window that RFC 1951 allows, as a power of two.
 const WINDOW_BITS: u8 = 15;
-/// The first byte of every member.
+/// The first byte of every gzip member.
 const MAGIC: u8 = 0x1f;
 
-/// Why a blob is no gzip stream that may be used.
+/// Why a blob is no compressed stream that may be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InflateError {
-    /// Header, content, checksum or length of a member is wrong.
-    #[error("gzip member {member} is wrong near byte {offset} of the blob")]
+    /// Header, content, checksum or length of a part is wrong.
+    #[error("{part} {number} is wrong near byte {offset} of the blob")]
     Content {
-        /// Which member, from 1.
-        member: u64,
+        /// What a part is.
+        part: Part,
+        /// Which one, from 1.
+        number: u64,
         /// How many bytes of the blob were used before.
         offset: u64,
         /// The decoder's word.
         #[source]
-        source: DecompressError,
+        source: Box<dyn Error + Send + Sync>,
     },
-    /// Something else follows a member.
-    #[error("byte {offset} of the blob, after {members} gzip members, is neither another member nor zero padding")]
-    Garbage {
-        /// Where it is.
+    /// A zstd frame refers further back than is allowed.
+    #[error("{part} {number}, at byte {offset} of the blob, needs a window of more than {limit} bytes", limit = 1_u64 << ZSTD_WINDOW_LOG)]
+    Window {
+        /// A zstd frame.
+        part: Part,
+        /// Which one, from 1.
+        number: u64,
+        /// Where it begins.
         offset: u64,
-        /// How many members came before.
-        members: u64,
     },
-    /// The blob ends inside a member.
-    #[error("the gzip stream is cut at byte {offset}, inside member {member}")]
+    /// Something else follows a part.
+    #[error("byte {offset} of the blob, after {before} {part}s, does not begin another one, nor is it padding")]
+    Garbage {
+        /// What a part is.
+        part: Part,
+        /// Where the garbage begins.
+        offset: u64,
+        /// How many parts came before.
+        before: u64,
+    },
+    /// The blob ends inside a part.
+    #[error("the blob is cut at byte {offset}, inside {part} {number}")]
     Cut {
+        /// What a part is.
+        part: Part,
         /// How many bytes there are.
         offset: u64,
-        /// Which member, from 1.
-        member: u64,
+        /// Which part, from 1.
+        number: u64,
     },
-    /// The blob has no member.
-    #[error("the blob is empty, not a gzip stream")]
-    Empty,
+    /// The blob has no part.
+    #[error("the blob is empty, it should have at least one {0}")]
+    Empty(Part),
     /// More comes out than any honest layer would have.
     #[error("a blob of {size} bytes would become more than {limit} bytes")]
     Expansion {
@@ -57,6 +82,34 @@ pub enum InflateError {
         /// See [`expansion_limit`].
         limit: u64,
     },
+    /// There is no memory for a decoder.
+    #[error("no memory to uncompress with")]
+    Memory,
+}
+
+impl InflateError {
+    /// True if the *layer* must not be shown; otherwise the trouble is this host's.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Memory)
+    }
+}
+
+/// What a compressed stream is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// RFC 1952.
+    Member,
+    /// RFC 8878.
+    Frame,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Member => "gzip member",
+            Self::Frame => "zstd frame",
+        })
+    }
 }
 
 /// How many bytes may come out of a blob of `size` bytes.
@@ -64,60 +117,84 @@ pub fn expansion_limit(size: u64) -> u64 {
     size.saturating_mul(EXPANSION_RATIO).max(EXPANSION_FLOOR_BYTES)
 }
 
-/// A gzip decoder that is pushed bytes in pieces of any size. After an error it is of no more use.
+/// A decoder that is pushed bytes in pieces of any size. After an error it is of no more use.
 pub struct Inflate {
+    decoder: Decoder,
     state: State,
     size: u64,
     limit: u64,
     /// Bytes of the blob that were used.
     taken: u64,
+    /// Where the last part began.
+    began: u64,
     /// Bytes that came out.
     given: u64,
-    /// Members that were begun.
-    members: u64,
+    /// Parts that were begun.
+    parts: u64,
     chunk: Box<[u8]>,
 }
 
+enum Decoder {
+    /// Made anew for each member.
+    Gzip(Decompress),
+    Zstd(DCtx<'static>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// A member begins, or the padding, or the end.
+    /// A part begins, or the padding, or the end.
     Between,
-    Member(Decompress),
+    Inside,
     Padding,
 }
 
+/// What one call of a decoder came to.
+struct Step {
+    read: usize,
+    made: usize,
+    /// The part is over.
+    ended: bool,
+}
+
 impl Inflate {
-    /// A decoder for a blob of `size` bytes, as its descriptor says.
-    pub fn new(size: u64) -> Self {
-        Self {
+    /// A decoder for a blob of `size` bytes, as its descriptor says; `None` for one that is not compressed.
+    pub fn new(compression: Compression, size: u64) -> Result<Option<Self>, InflateError> {
+        let decoder = match compression {
+            Compression::None => return Ok(None),
+            Compression::Gzip => Decoder::Gzip(Decompress::new_gzip(WINDOW_BITS)),
+            Compression::Zstd => {
+                let mut context = DCtx::try_create().ok_or(InflateError::Memory)?;
+                context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(|_| InflateError::Memory)?;
+                Decoder::Zstd(context)
+            }
+        };
+        Ok(Some(Self {
+            decoder,
             state: State::Between,
             size,
             limit: expansion_limit(size),
             taken: 0,
+            began: 0,
             given: 0,
-            members: 0,
+            parts: 0,
             chunk: vec![0; CHUNK].into_boxed_slice(),
-        }
+        }))
     }
 
     /// Takes the next bytes of the blob and gives what they become to `out`.
     pub fn write<E: From<InflateError>>(&mut self, mut bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         while let Some(first) = bytes.first() {
-            match &mut self.state {
-                State::Between if *first == MAGIC => {
-                    self.members += 1;
-                    self.state = State::Member(Decompress::new_gzip(WINDOW_BITS));
-                }
-                State::Between if *first == 0 && self.members > 0 => self.state = State::Padding,
-                State::Between => return Err(InflateError::Garbage { offset: self.taken, members: self.members }.into()),
+            match self.state {
+                State::Between => self.begin(*first)?,
                 State::Padding => {
                     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
                     self.taken += zeros as u64;
                     if zeros < bytes.len() {
-                        return Err(InflateError::Garbage { offset: self.taken, members: self.members }.into());
+                        return Err(self.garbage(self.taken).into());
                     }
                     bytes = &[];
                 }
-                State::Member(_) => {
+                State::Inside => {
                     let used = self.decode(bytes, out)?;
                     bytes = bytes.get(used..).unwrap_or_default();
                 }
@@ -129,34 +206,60 @@ impl Inflate {
     /// Says that the blob is over, and how many bytes came out of it.
     pub fn finish(self) -> Result<u64, InflateError> {
         match self.state {
-            State::Member(_) => Err(InflateError::Cut { offset: self.taken, member: self.members }),
-            State::Between if self.members == 0 => Err(InflateError::Empty),
+            State::Inside => Err(InflateError::Cut { part: self.part(), offset: self.taken, number: self.parts }),
+            State::Between if self.parts == 0 => Err(InflateError::Empty(self.part())),
             State::Between | State::Padding => Ok(self.given),
         }
     }
 
-    /// Uncompresses until the input is used up or the member is over; says how much was used.
+    fn part(&self) -> Part {
+        match self.decoder {
+            Decoder::Gzip(_) => Part::Member,
+            Decoder::Zstd(_) => Part::Frame,
+        }
+    }
+
+    fn garbage(&self, offset: u64) -> InflateError {
+        InflateError::Garbage { part: self.part(), offset, before: self.parts }
+    }
+
+    /// Looks at the first byte after a part.
+    fn begin(&mut self, first: u8) -> Result<(), InflateError> {
+        match &mut self.decoder {
+            Decoder::Gzip(decoder) if first == MAGIC => {
+                if self.parts > 0 {
+                    *decoder = Decompress::new_gzip(WINDOW_BITS);
+                }
+            }
+            Decoder::Gzip(_) if first == 0 && self.parts > 0 => {
+                self.state = State::Padding;
+                return Ok(());
+            }
+            Decoder::Gzip(_) => return Err(self.garbage(self.taken)),
+            // There are many ways for a frame to begin, and its decoder says if this is none of them.
+            Decoder::Zstd(_) => {}
+        }
+        self.state = State::Inside;
+        self.began = self.taken;
+        self.parts += 1;
+        Ok(())
+    }
+
+    /// Uncompresses until the input is used up or the part is over; says how much was used.
     fn decode<E: From<InflateError>>(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<usize, E> {
         let mut used = 0;
-        while let State::Member(decoder) = &mut self.state {
-            let (before_in, before_out) = (decoder.total_in(), decoder.total_out());
-            let rest = bytes.get(used..).unwrap_or_default();
-            let status = decoder.decompress(rest, &mut self.chunk, FlushDecompress::None).map_err(|source| InflateError::Content {
-                member: self.members,
-                offset: self.taken,
-                source,
-            })?;
-            let (read, made) = (decoder.total_in() - before_in, decoder.total_out() - before_out);
-            if status == Status::StreamEnd {
+        while self.state == State::Inside {
+            let Step { read, made, ended } = self.step(bytes.get(used..).unwrap_or_default())?;
+            if ended {
                 self.state = State::Between;
             }
-            used += read as usize;
-            self.taken += read;
-            self.given += made;
+            used += read;
+            self.taken += read as u64;
+            self.given += made as u64;
             if self.given > self.limit {
                 return Err(InflateError::Expansion { size: self.size, limit: self.limit }.into());
             }
-            let made = self.chunk.get(..made as usize).unwrap_or_default();
+            let made = self.chunk.get(..made).unwrap_or_default();
             if !made.is_empty() {
                 out(made)?;
             }
@@ -167,147 +270,44 @@ impl Inflate {
         }
         Ok(used)
     }
+
+    /// Fills the chunk once, as far as `bytes` goes.
+    fn step(&mut self, bytes: &[u8]) -> Result<Step, InflateError> {
+        match &mut self.decoder {
+            Decoder::Gzip(decoder) => {
+                let (before_in, before_out) = (decoder.total_in(), decoder.total_out());
+                let outcome = decoder.decompress(bytes, &mut self.chunk, FlushDecompress::None);
+                let (read, made) = ((decoder.total_in() - before_in) as usize, (decoder.total_out() - before_out) as usize);
+                let status = outcome.map_err(|source| self.wrong(source.into()))?;
+                Ok(Step { read, made, ended: status == Status::StreamEnd })
+            }
+            Decoder::Zstd(context) => {
+                let (mut input, mut output) = (InBuffer::around(bytes), OutBuffer::around(&mut *self.chunk));
+                let outcome = context.decompress_stream(&mut output, &mut input);
+                let (read, made) = (input.pos(), output.pos());
+                // What is not an error is a hint how much is missing: nothing, at the end of a frame that was given out as a whole.
+                outcome.map(|missing| Step { read, made, ended: missing == 0 }).map_err(|code| self.wrong_frame(code))
+            }
+        }
+    }
+
+    fn wrong(&self, source: Box<dyn Error + Send + Sync>) -> InflateError {
+        InflateError::Content { part: self.part(), number: self.parts, offset: self.taken, source }
+    }
+
+    fn wrong_frame(&self, code: usize) -> InflateError {
+        let is = |kind: ZSTD_ErrorCode| code.wrapping_neg() == kind as usize;
+        if is(ZSTD_ErrorCode::ZSTD_error_prefix_unknown) {
+            InflateError::Garbage { part: Part::Frame, offset: self.began, before: self.parts - 1 }
+        } else if is(ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge) {
+            InflateError::Window { part: Part::Frame, number: self.parts, offset: self.began }
+        } else if is(ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
+            InflateError::Memory
+        } else {
+            self.wrong(get_error_name(code).into())
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use flate2::{Compression, GzBuilder, write::GzEncoder};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn gzip(content: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(content).expect("to memory");
-        encoder.finish().expect("to memory")
-    }
-
-    fn inflate(blob: &[u8], piece: usize) -> Result<Vec<u8>, InflateError> {
-        let mut inflate = Inflate::new(blob.len() as u64);
-        let mut content = Vec::new();
-        for bytes in blob.chunks(piece) {
-            inflate.write(bytes, &mut |bytes| {
-                content.extend_from_slice(bytes);
-                Ok::<(), InflateError>(())
-            })?;
-        }
-        assert_eq!(inflate.finish()?, content.len() as u64);
-        Ok(content)
-    }
-
-    #[test]
-    fn members_are_one_stream() {
-        let mut named = GzBuilder::new().filename("x").comment("y").extra("zz").write(Vec::new(), Compression::fast());
-        named.write_all(b"named").expect("to memory");
-        let blob = [gzip(b"one "), gzip(b""), gzip(b"two "), named.finish().expect("to memory")].concat();
-        for piece in [1, 2, 7, 1000] {
-            assert_eq!(inflate(&blob, piece).expect("good"), b"one two named", "{piece}");
-        }
-    }
-
-    #[test]
-    fn only_zeros_may_follow() {
-        let blob = gzip(b"content");
-        for padding in [1, 512, 10_000] {
-            let padded = [blob.as_slice(), &vec![0; padding]].concat();
-            assert_eq!(inflate(&padded, 100).expect("padded"), b"content");
-            let more = [padded.as_slice(), &gzip(b"more")].concat();
-            assert!(matches!(inflate(&more, 100), Err(InflateError::Garbage { members: 1, .. })));
-        }
-        let garbage = [blob.as_slice(), b"garbage"].concat();
-        assert!(matches!(inflate(&garbage, 3), Err(InflateError::Garbage { offset, members: 1 }) if offset == blob.len() as u64));
-        assert!(matches!(inflate(b"\0\0", 3), Err(InflateError::Garbage { offset: 0, members: 0 })));
-        assert!(matches!(inflate(b"plain text", 3), Err(InflateError::Garbage { offset: 0, members: 0 })));
-        assert!(matches!(inflate(b"", 3), Err(InflateError::Empty)));
-    }
-
-    #[test]
-    fn every_cut_is_noticed() {
-        let blob = [gzip(b"first"), gzip(b"second")].concat();
-        let boundary = gzip(b"first").len();
-        for length in 1..blob.len() {
-            let outcome = inflate(&blob[..length], 5);
-            assert_eq!(outcome.is_ok(), length == boundary, "{length}");
-        }
-    }
-
-    #[test]
-    fn checksum_and_length_count() {
-        let blob = gzip(b"some content that is checked");
-        for from_end in 1..=8 {
-            let mut wrong = blob.clone();
-            let at = blob.len() - from_end;
-            wrong[at] ^= 0x10;
-            assert!(matches!(inflate(&wrong, 64), Err(InflateError::Content { member: 1, .. })), "{from_end}");
-        }
-        let mut wrong = blob;
-        wrong[2] = 7;
-        assert!(matches!(inflate(&wrong, 64), Err(InflateError::Content { .. })), "method");
-    }
-
-    #[test]
-    fn expansion_ends_at_the_limit() {
-        assert_eq!(expansion_limit(0), EXPANSION_FLOOR_BYTES);
-        assert_eq!(expansion_limit(1 << 20), 500 << 20);
-        assert_eq!(expansion_limit(u64::MAX), u64::MAX);
-        let blob = gzip(&vec![0; 3 * CHUNK]);
-        for (limit, passes) in [(3 * CHUNK as u64, true), (3 * CHUNK as u64 - 1, false)] {
-            let mut inflate = Inflate::new(blob.len() as u64);
-            inflate.limit = limit;
-            let mut given = 0;
-            let outcome = inflate.write(&blob, &mut |bytes| {
-                given += bytes.len() as u64;
-                Ok::<(), InflateError>(())
-            });
-            assert_eq!(outcome.is_ok(), passes, "{limit}");
-            assert!(given <= limit);
-        }
-    }
-
-    #[test]
-    fn an_error_of_the_receiver_is_handed_back() {
-        #[derive(Debug)]
-        enum Either {
-            Inflate,
-            Receiver,
-        }
-        impl From<InflateError> for Either {
-            fn from(_: InflateError) -> Self {
-                Self::Inflate
-            }
-        }
-        let outcome = Inflate::new(100).write(&gzip(b"x"), &mut |_| Err(Either::Receiver));
-        assert!(matches!(outcome, Err(Either::Receiver)));
-        assert!(matches!(Inflate::new(100).write(b"x", &mut |_| Ok::<(), Either>(())), Err(Either::Inflate)));
-    }
-
-    proptest! {
-        // Contents larger than a chunk, which take a while to generate.
-        #![proptest_config(ProptestConfig::with_cases(24))]
-
-        #[test]
-        fn pieces_do_not_matter(
-            content in proptest::collection::vec(0u8..4, 0..300_000),
-            piece in 1usize..70_000,
-            cut in any::<prop::sample::Index>(),
-        ) {
-            let (a, b) = content.split_at(cut.index(content.len() + 1));
-            let blob = [gzip(a), gzip(b)].concat();
-            prop_assert_eq!(inflate(&blob, piece).expect("good"), content);
-        }
-
-    }
-
-    proptest! {
-        #[test]
-        fn garbage_never_panics(blob in proptest::collection::vec(any::<u8>(), 0..200), flip in any::<prop::sample::Index>()) {
-            let _ = inflate(&blob, 17);
-            let mut blob = gzip(&blob);
-            let at = flip.index(blob.len());
-            blob[at] ^= 1;
-            let _ = inflate(&blob, 17);
-        }
-    }
-}
+mod tests;

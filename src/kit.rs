@@ -1,13 +1,15 @@
 //! From manifest and config to a plan: which layers a kit has, and where each belongs.
 //!
-//! [`Kit::plan`] is the whole of it. It decides what is a kit, pairs every entry of the config with a layer of the manifest, and gives
-//! each layer the path that it owns. Nothing is fetched for it, and what two readers could place differently is refused. Formats that
-//! are not mounted yet are recognised and refused by name ([`NotYet`]). What is *in* a layer is for [`crate::store`] and the tree.
+//! [`Kit::plan`] is the whole of it. It decides what is a kit and of which [`Family`], pairs every entry of the config with a layer of the
+//! manifest, and gives each layer the path that it owns. Nothing is fetched for it, and what two readers could place differently is refused.
+//! What is *in* a layer is for [`crate::store`] and the tree.
 
 pub(crate) mod config;
 mod legacy;
 mod lineage;
 mod media;
+mod modelpack;
+mod raw;
 mod reference;
 mod select;
 
@@ -19,16 +21,18 @@ use bytes::Bytes;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::kitfile;
-use crate::layer::{Archive, Compression, LayerSpec};
+use crate::layer::{Archive, Compression, LayerKey, LayerSpec, RawFile};
 use crate::limits;
 use crate::oci::{self, Manifest, ManifestError};
 use crate::path::{PathError, RelPath};
 use crate::verify::{Mismatch, Verified};
 use config::{Config, Content};
 use media::{Coding, Format, Media};
+use raw::Metadata;
 
 pub use config::ConfigError;
 pub use lineage::{Documents, Growing, Lineage, LineageError, Member, Part, Wanted};
+pub use raw::RawError;
 pub use reference::KitReference;
 
 /// The name of the generated file at the root of every mount, which no layer may own.
@@ -37,11 +41,13 @@ pub const KITFILE: &str = "Kitfile";
 /// A kit as it will be mounted.
 #[derive(Debug, Clone)]
 pub struct Kit {
+    /// What sort of artifact it is.
+    pub family: Family,
     /// The manifest; its digest is the kit's only name.
     pub manifest: Descriptor,
     /// The layers that are placed, in the manifest's order.
     pub layers: Vec<KitLayer>,
-    /// The bytes of the generated [`KITFILE`], if it shows.
+    /// The bytes of the generated [`KITFILE`]. Only a ModelPack can be without: what was not packed from a Kitfile has none.
     pub kitfile: Option<Bytes>,
     /// When the kit was packed, if the manifest says so.
     pub created: Option<SystemTime>,
@@ -55,6 +61,17 @@ pub struct Kit {
     pub remote: Vec<RemoteDataset>,
     /// Layers that neither the config nor an annotation places. They are not mounted.
     pub unplaced: Vec<Descriptor>,
+}
+
+/// The families of artifacts that are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// `application/vnd.kitops.modelkit.*`: what `kit pack` makes.
+    ModelKit,
+    /// `application/vnd.cncf.model.*`, before it `application/vnd.cnai.model.*`: what modctl makes, and `kit pack --use-model-pack`.
+    ModelPack,
+    /// A config of `application/vnd.docker.ai.model.*`: what Docker Model Runner makes.
+    DockerModel,
 }
 
 /// A layer and its place.
@@ -72,6 +89,8 @@ pub struct KitLayer {
     pub name: Option<String>,
     /// The path as it is spelled there, or in the annotation that places the layer.
     pub spelled: String,
+    /// For a raw layer, and only for one: what the manifest says of its file, which stands at `path`.
+    pub file: Option<RawFile>,
 }
 
 /// What a kit uses a layer for.
@@ -81,6 +100,8 @@ pub enum LayerKind {
     Model,
     /// A further part of the model.
     ModelPart,
+    /// What a model needs beside its weights, a tokenizer or a configuration. Kits have such files as [`LayerKind::ModelPart`]s.
+    ModelConfig,
     /// Code.
     Code,
     /// A dataset.
@@ -89,6 +110,8 @@ pub enum LayerKind {
     Docs,
     /// A prompt: a layer of code with a subtype.
     Prompt,
+    /// A bundle of an MCP server, always a raw layer.
+    McpServer,
 }
 
 /// What a config says about a kit as a whole. Empty where it says nothing.
@@ -100,11 +123,11 @@ pub struct Summary {
     pub version: String,
     /// What it is.
     pub description: String,
-    /// Its license.
+    /// Its license, or several with commas between them.
     pub license: String,
     /// Who made it.
     pub authors: Vec<String>,
-    /// The model, if there is one: name, framework, format, version.
+    /// The model, if anything is said of it.
     pub model: Option<ModelSummary>,
 }
 
@@ -119,6 +142,14 @@ pub struct ModelSummary {
     pub format: String,
     /// Its version.
     pub version: String,
+    /// Its architecture, which only a ModelPack tells.
+    pub architecture: String,
+    /// How many parameters it has, as in `8b`. Only a ModelPack tells it.
+    pub parameters: String,
+    /// The precision of its weights, which only a ModelPack tells.
+    pub precision: String,
+    /// How it is quantized, which only a ModelPack tells.
+    pub quantization: String,
 }
 
 /// A dataset that a config only gives an address of.
@@ -136,16 +167,23 @@ pub struct RemoteDataset {
 #[derive(Debug, thiserror::Error)]
 pub enum KitError {
     /// It is some other artifact.
-    #[error("not a ModelKit: its artifactType is `{artifact_type}` and its config is `{config}`")]
+    #[error("neither a ModelKit nor a ModelPack: its artifactType is `{artifact_type}` and its config is `{config}`")]
     NotAKit {
         /// What the manifest calls itself, or a dash.
         artifact_type: String,
         /// The media type of the config.
         config: String,
     },
-    /// It is a kit of a sort that is not mounted yet.
-    #[error(transparent)]
-    NotYet(#[from] NotYet),
+    /// It calls itself two things, so that two readers would read it by two sets of rules.
+    #[error("its artifactType `{artifact_type}` says that it is a {0}, its config `{config}` that it is a {1}", families[0], families[1])]
+    TwoFamilies {
+        /// What the manifest calls itself.
+        artifact_type: String,
+        /// The media type of the config.
+        config: String,
+        /// What the two mean.
+        families: [Family; 2],
+    },
     /// The manifest is refused.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -169,6 +207,47 @@ pub enum KitError {
         digest: Digest,
         /// What kind of layer it would be.
         kind: LayerKind,
+    },
+    /// The Kitfile that the manifest of a ModelPack carries cannot be used.
+    #[error("the Kitfile in the manifest's annotation `{}` cannot be used", modelpack::KITFILE_ANNOTATION)]
+    KitfileAnnotation(#[source] ConfigError),
+    /// An entry of that Kitfile has no layer.
+    #[error("the Kitfile in the manifest and its layers disagree: `{at}` is the {kind} at `{path}`, and there is no (further) such layer")]
+    NoLayerAt {
+        /// Which entry.
+        at: String,
+        /// The path that it gives.
+        path: RelPath,
+        /// What kind of layer it would be.
+        kind: LayerKind,
+    },
+    /// Something lists the layers, and not as many as there are.
+    #[error("config and manifest disagree: {at} lists {listed} layers, the manifest has {layers}")]
+    Counts {
+        /// What lists them.
+        at: &'static str,
+        /// How many it lists.
+        listed: usize,
+        /// How many there are.
+        layers: usize,
+    },
+    /// What the layer contains is said twice, and not the same. Of a layer that is not compressed its own digest says it too.
+    #[error("config and manifest disagree: the content of the layer {digest}, uncompressed, is {} by one word and {} by another", said[0], said[1])]
+    TwoContents {
+        /// The layer.
+        digest: Digest,
+        /// What the two say.
+        said: Box<[Digest; 2]>,
+    },
+    /// Two annotations give a layer two places.
+    #[error("{at} is `{path}` by one annotation and `{other}` by another")]
+    TwoPaths {
+        /// Which layer.
+        at: String,
+        /// What today's annotation says.
+        path: RelPath,
+        /// What the older annotation says.
+        other: RelPath,
     },
     /// Some entries have digests, as kit writes them from 0.5 on, and this one has none, as before.
     #[error("the config's `{at}` has no digest although other entries have one")]
@@ -198,8 +277,27 @@ pub enum KitError {
         media_type: String,
     },
     /// One digest stands in several places with different facts.
-    #[error("the layer {0} stands there several times with different sizes, compressions or diffIds")]
+    #[error("the layer {0} stands there several times with different sizes or diffIds")]
     TwoMeanings(Digest),
+    /// A layer that is one bare file is refused.
+    #[error("the raw layer {digest}")]
+    Raw {
+        /// Which layer.
+        digest: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: RawError,
+    },
+    /// Where a raw layer's file stands, another layer is declared, or below it.
+    #[error("a raw layer is the file `{path}`, and the layer {other} is declared at `{at}`")]
+    FileInTheWay {
+        /// The raw layer's path.
+        path: RelPath,
+        /// The other layer.
+        other: Digest,
+        /// Its path.
+        at: RelPath,
+    },
     /// A path leads out of the kit, or cannot exist.
     #[error("the path of {at} is not allowed")]
     Path {
@@ -219,42 +317,28 @@ pub enum KitError {
     },
 }
 
-/// Kits that are told apart from damaged ones, and that this version does not mount.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotYet {
-    /// `application/vnd.cncf.model.*`, or the older `application/vnd.cnai.model.*`.
-    #[error("this is a ModelPack artifact (`{0}`), which this version of kitfs does not mount")]
-    ModelPack(String),
-    /// A layer that is one bare file.
-    #[error("the layer {0} is a raw file and no tar, which this version of kitfs does not mount")]
-    Raw(Digest),
-    /// A layer compressed with zstd.
-    #[error("the layer {0} is compressed with zstd, which this version of kitfs does not mount")]
-    Zstd(Digest),
-}
-
 impl Kit {
     /// Makes the plan of a kit.
     pub fn plan(manifest: &Verified<Bytes>, config: &Verified<Bytes>) -> Result<Self, KitError> {
         let document = Manifest::parse(manifest)?;
-        recognise(&document)?;
+        let family = recognise(&document)?;
         check_config(&document, config.descriptor())?;
-        let config = Config::parse(config)?;
-        let raw = raw_entries(&config);
-        let (layers, unplaced) =
-            if legacy::is_legacy(&raw) { legacy::place(&document, &raw)? } else { place(&document, entries(&config)?)? };
+        let contents = match family {
+            Family::ModelKit => model_kit(&document, config)?,
+            Family::ModelPack | Family::DockerModel => modelpack::contents(&document, family, config)?,
+        };
+        let Contents { layers, unplaced, kitfile, summary, model_reference, remote, created } = contents;
         let annotation = |key: &str| document.annotations.get(key).filter(|text| !text.is_empty());
         Ok(Self {
+            family,
             manifest: manifest.descriptor().clone(),
             layers,
-            kitfile: Some(kitfile::render(&config)),
-            created: annotation("org.opencontainers.image.created")
-                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
-                .and_then(|time| SystemTime::try_from(time).ok()),
+            kitfile,
+            created: annotation("org.opencontainers.image.created").and_then(|text| time(text)).or(created),
             packed_by: annotation("ml.kitops.modelkit.cli-version").cloned(),
-            summary: summary(&config),
-            model_reference: model_reference(&config),
-            remote: remote(&config)?,
+            summary,
+            model_reference,
+            remote,
             unplaced,
         })
     }
@@ -271,15 +355,22 @@ impl Kit {
 }
 
 impl LayerKind {
+    /// True for everything that a filter for the model, or a reference to it, means.
+    pub fn is_of_model(self) -> bool {
+        matches!(self, Self::Model | Self::ModelPart | Self::ModelConfig)
+    }
+
     /// The kind as it is named in a filter and in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
             Self::ModelPart => "modelpart",
+            Self::ModelConfig => "modelconfig",
             Self::Code => "code",
             Self::Dataset => "dataset",
             Self::Docs => "docs",
             Self::Prompt => "prompt",
+            Self::McpServer => "mcpserver",
         }
     }
 }
@@ -290,18 +381,71 @@ impl std::fmt::Display for LayerKind {
     }
 }
 
-fn recognise(manifest: &Manifest) -> Result<(), KitError> {
-    const KIT: [&str; 2] = ["application/vnd.kitops.modelkit.manifest.v1+json", "application/vnd.kitops.modelkit.config.v1+json"];
-    let claims = [manifest.artifact_type.as_deref().unwrap_or_default(), manifest.config.media_type.as_str()];
-    let pack = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
-    if let Some(claim) = claims.into_iter().find(|claim| pack.iter().any(|prefix| claim.starts_with(prefix))) {
-        return Err(NotYet::ModelPack(claim.to_owned()).into());
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ModelKit => "ModelKit",
+            Self::ModelPack => "ModelPack",
+            Self::DockerModel => "model of Docker Model Runner",
+        })
     }
-    if claims.into_iter().zip(KIT).any(|(claim, kit)| claim == kit) {
-        return Ok(());
+}
+
+impl Family {
+    /// What an `artifactType` or the media type of a config says.
+    fn of(claim: &str) -> Option<Self> {
+        match claim {
+            "application/vnd.kitops.modelkit.manifest.v1+json" | "application/vnd.kitops.modelkit.config.v1+json" => Some(Self::ModelKit),
+            "application/vnd.cncf.model.manifest.v1+json" | "application/vnd.cncf.model.config.v1+json" => Some(Self::ModelPack),
+            "application/vnd.cnai.model.manifest.v1+json" | "application/vnd.cnai.model.config.v1+json" => Some(Self::ModelPack),
+            "application/vnd.docker.ai.model.config.v0.1+json" | "application/vnd.docker.ai.model.config.v0.2+json" => {
+                Some(Self::DockerModel)
+            }
+            _ => None,
+        }
     }
-    let artifact_type = manifest.artifact_type.clone().unwrap_or_else(|| "-".to_owned());
-    Err(KitError::NotAKit { artifact_type, config: manifest.config.media_type.clone() })
+}
+
+/// Tells the families apart. As for kit, one of the two claims is enough, but they may not contradict each other.
+fn recognise(manifest: &Manifest) -> Result<Family, KitError> {
+    let (artifact_type, config) = (manifest.artifact_type.as_deref(), manifest.config.media_type.as_str());
+    match (artifact_type.and_then(Family::of), Family::of(config)) {
+        (Some(one), Some(other)) if one != other => Err(KitError::TwoFamilies {
+            artifact_type: artifact_type.unwrap_or_default().to_owned(),
+            config: config.to_owned(),
+            families: [one, other],
+        }),
+        (Some(family), _) | (None, Some(family)) => Ok(family),
+        (None, None) => {
+            let artifact_type = artifact_type.unwrap_or("-").to_owned();
+            Err(KitError::NotAKit { artifact_type, config: config.to_owned() })
+        }
+    }
+}
+
+/// What a plan is made of, whatever the family.
+struct Contents {
+    layers: Vec<KitLayer>,
+    unplaced: Vec<Descriptor>,
+    kitfile: Option<Bytes>,
+    summary: Summary,
+    model_reference: Option<KitReference>,
+    remote: Vec<RemoteDataset>,
+    /// When the config says that it was packed; the manifest's word goes before it.
+    created: Option<SystemTime>,
+}
+
+fn model_kit(manifest: &Manifest, config: &Verified<Bytes>) -> Result<Contents, KitError> {
+    let config = Config::parse(config)?;
+    let raw = raw_entries(&config);
+    let (layers, unplaced) = if legacy::is_legacy(&raw) { legacy::place(manifest, &raw)? } else { place(manifest, entries(&config)?)? };
+    let kitfile = Some(kitfile::render(&config));
+    let (summary, model_reference, remote) = (summary(&config), model_reference(&config), remote(&config)?);
+    Ok(Contents { layers, unplaced, kitfile, summary, model_reference, remote, created: None })
+}
+
+fn time(text: &str) -> Option<SystemTime> {
+    text.parse::<jiff::Timestamp>().ok().and_then(|time| SystemTime::try_from(time).ok())
 }
 
 fn check_config(manifest: &Manifest, given: &Descriptor) -> Result<(), KitError> {
@@ -359,6 +503,9 @@ fn raw_entries(config: &Config) -> Vec<Raw<'_>> {
     for (position, prompt) in config.prompts.iter().enumerate() {
         add(format!("prompts[{position}]"), LayerKind::Prompt, &prompt.path, &prompt.name, prompt.content, false);
     }
+    for (position, server) in config.mcp_servers.iter().enumerate() {
+        add(format!("mcpServers[{position}]"), LayerKind::McpServer, &server.path, &server.name, server.content, false);
+    }
     raw
 }
 
@@ -377,7 +524,8 @@ fn entries(config: &Config) -> Result<Vec<Entry>, KitError> {
         .collect()
 }
 
-/// Pairs layers and entries. The same digest may stand on both sides several times; then the first is paired with the first.
+/// Pairs layers and entries. The same digest may stand on both sides several times; then the first is paired with the first, or with the one that has the
+/// path that the manifest notes.
 fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec<Descriptor>), KitError> {
     let mut open: BTreeMap<(Digest, &'static str), VecDeque<Entry>> = BTreeMap::new();
     for entry in entries {
@@ -386,10 +534,10 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
     let (mut layers, mut unplaced) = (Vec::new(), Vec::new());
     for (position, layer) in manifest.layers.iter().enumerate() {
         let oci::Layer { descriptor, annotations } = layer;
-        let annotated = annotations.get("org.cncf.model.filepath");
+        let noted = annotations.get(raw::FILE_PATH);
         let Some(media) = Media::parse(&descriptor.media_type) else {
             let named = open.keys().any(|(digest, _)| *digest == descriptor.digest);
-            if named || annotated.is_some() {
+            if named || noted.is_some() {
                 return Err(KitError::UnknownLayer { digest: descriptor.digest, media_type: descriptor.media_type.clone() });
             }
             unplaced.push(descriptor.clone());
@@ -399,58 +547,100 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
             Some("prompt") if media.kind == LayerKind::Code => LayerKind::Prompt,
             _ => media.kind,
         };
-        let entry = open.get_mut(&(descriptor.digest, kind.name())).and_then(VecDeque::pop_front);
-        let (path, name, spelled, diff_id) = match (entry, annotated) {
+        let spelled = noted;
+        let noted = noted.map(|path| declared(&format!("the manifest's `layers[{position}]`"), path));
+        let entry = open.get_mut(&(descriptor.digest, kind.name())).and_then(|same| {
+            let named = same.iter().position(|entry| matches!(&noted, Some(Ok(path)) if *path == entry.path));
+            same.remove(named.unwrap_or(0))
+        });
+        let refused = |source| KitError::Raw { digest: descriptor.digest, source };
+        let (path, name, spelled, diff_id) = match (entry, noted) {
+            (Some(Entry { path: config, .. }), Some(Ok(annotation))) if media.format == Format::Raw && config != annotation => {
+                return Err(refused(RawError::OtherPath { config, annotation }));
+            }
+            (Some(_), Some(Err(error))) if media.format == Format::Raw => return Err(error),
+            (Some(_), None) if media.format == Format::Raw => return Err(refused(RawError::NoPath)),
             (Some(entry), _) => (entry.path, entry.name, entry.spelled, entry.diff_id),
-            (None, Some(path)) => (declared(&format!("the manifest's `layers[{position}]`"), path)?, None, path.clone(), None),
+            (None, Some(path)) => (path?, None, spelled.cloned().unwrap_or_default(), None),
             (None, None) => {
                 unplaced.push(descriptor.clone());
                 continue;
             }
         };
-        let (archive, compression) = mountable(descriptor, media)?;
-        let spec = LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression };
-        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, spelled });
+        let (spec, file) = spec_of(layer, media, diff_id).map_err(refused)?;
+        if file.is_some() && path.is_root() {
+            return Err(refused(RawError::Root));
+        }
+        layers.push(KitLayer { spec, kind, path, prefix: RelPath::root(), name, spelled, file });
     }
     if let Some(entry) = open.into_values().flatten().next() {
         return Err(KitError::NoSuchLayer { at: entry.at, digest: entry.digest, kind: entry.kind });
     }
     check_meanings(&layers)?;
+    check_files(&layers)?;
     Ok((layers, unplaced))
 }
 
-/// How a layer is read, if it is of a sort that can be mounted.
-fn mountable(descriptor: &Descriptor, media: Media) -> Result<(Archive, Compression), NotYet> {
-    let archive = match media.format {
-        Format::Tar => Archive::Tar,
-        Format::Raw => return Err(NotYet::Raw(descriptor.digest)),
-    };
+/// What is fetched for a layer, how it is read, and for a raw one what its file is.
+fn spec_of(layer: &oci::Layer, media: Media, diff_id: Option<Digest>) -> Result<(LayerSpec, Option<RawFile>), RawError> {
+    let oci::Layer { descriptor, annotations } = layer;
     let compression = match media.coding {
         Coding::None => Compression::None,
         Coding::Gzip => Compression::Gzip,
-        Coding::Zstd => return Err(NotYet::Zstd(descriptor.digest)),
+        Coding::Zstd => Compression::Zstd,
     };
-    Ok((archive, compression))
+    let (archive, file) = match media.format {
+        Format::Tar => (Archive::Tar, None),
+        Format::Raw => {
+            let noted = [raw::FILE_METADATA, raw::DRAFT_FILE_METADATA].iter().find_map(|key| annotations.get(*key));
+            let metadata = noted.map(|text| Metadata::parse(text)).transpose()?.unwrap_or_default();
+            (Archive::Raw { size: metadata.size_of(descriptor, compression)? }, Some(metadata.file()))
+        }
+    };
+    Ok((LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression }, file))
 }
 
-/// The store knows a layer by its digest alone, so all that is said of one digest must agree.
+/// The store knows a layer by its blob and how that is read, so all that is said of one layer must agree.
 fn check_meanings(layers: &[KitLayer]) -> Result<(), KitError> {
-    let mut known: HashMap<Digest, &LayerSpec> = HashMap::new();
+    let mut sizes: HashMap<Digest, u64> = HashMap::new();
+    let mut known: HashMap<LayerKey, &LayerSpec> = HashMap::new();
     for KitLayer { spec, .. } in layers {
-        let first = known.entry(spec.descriptor.digest).or_insert(spec);
-        let same = first.descriptor.size == spec.descriptor.size
-            && first.archive == spec.archive
-            && first.compression == spec.compression
-            && first.diff_id == spec.diff_id;
-        if !same {
-            return Err(KitError::TwoMeanings(spec.descriptor.digest));
+        let Descriptor { digest, size, .. } = spec.descriptor;
+        let first = known.entry(spec.key()).or_insert(spec);
+        if *sizes.entry(digest).or_insert(size) != size || first.archive != spec.archive || first.diff_id != spec.diff_id {
+            return Err(KitError::TwoMeanings(digest));
         }
     }
     Ok(())
 }
 
-/// A path as kit means it: cleaned, and the folder that was packed if it is empty.
+/// A raw layer is a file, so nothing else may stand at its path or below it.
+fn check_files(layers: &[KitLayer]) -> Result<(), KitError> {
+    let mut sorted: Vec<&KitLayer> = layers.iter().collect();
+    // In this order what is at or below a path follows it directly.
+    sorted.sort_by(|one, other| one.path.cmp(&other.path));
+    for pair in sorted.windows(2) {
+        let [above, below] = [pair[0], pair[1]];
+        if below.path.starts_with(&above.path) && (above.file.is_some() || (below.file.is_some() && above.path == below.path)) {
+            let (file, other) = if above.file.is_some() { (above, below) } else { (below, above) };
+            let (path, at) = (file.path.clone(), other.path.clone());
+            return Err(KitError::FileInTheWay { path, other: other.spec.descriptor.digest, at });
+        }
+    }
+    Ok(())
+}
+
+/// The path that a layer of a kit owns, which is not the place of the generated Kitfile.
 fn declared(at: &str, path: &str) -> Result<RelPath, KitError> {
+    let path = clean(at, path)?;
+    if path.components().next() == Some(KITFILE.as_bytes()) {
+        return Err(KitError::Reserved { at: at.to_owned(), path });
+    }
+    Ok(path)
+}
+
+/// A path as kit means it: cleaned, and the folder that was packed if it is empty.
+fn clean(at: &str, path: &str) -> Result<RelPath, KitError> {
     let refuse = |source| KitError::Path { at: at.to_owned(), source };
     let mut clean: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -463,11 +653,7 @@ fn declared(at: &str, path: &str) -> Result<RelPath, KitError> {
     }
     let clean = clean.join("/");
     let clean = if path.starts_with('/') { format!("/{clean}") } else { clean };
-    let path = RelPath::parse(clean.as_bytes()).map_err(refuse)?;
-    if path.components().next() == Some(KITFILE.as_bytes()) {
-        return Err(KitError::Reserved { at: at.to_owned(), path });
-    }
-    Ok(path)
+    RelPath::parse(clean.as_bytes()).map_err(refuse)
 }
 
 /// The kit that a model without a layer of its own is to be had from.
@@ -510,6 +696,7 @@ fn summary(config: &Config) -> Summary {
             framework: model.framework.clone(),
             format: model.format.clone(),
             version: model.version.clone(),
+            ..ModelSummary::default()
         }),
     }
 }

@@ -32,6 +32,10 @@ pub const EXPANSION_RATIO: u64 = 500;
 /// thousandfold.
 pub const EXPANSION_FLOOR_BYTES: u64 = 256 << 20;
 
+/// Bytes of a zstd frame's window, as a power of two: 128 MiB, where `zstd -d` stops without being told otherwise. What kit packs needs
+/// 8 MiB. So much memory one layer may cost while it is uncompressed.
+pub const ZSTD_WINDOW_LOG: u32 = 27;
+
 // ---- wait
 
 /// Requests that wait at once. Each is a blocked thread of somebody else's; past this number new ones get EBUSY.

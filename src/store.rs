@@ -22,7 +22,10 @@
 //!            references/<digest of the reference>  what it was last resolved to
 //! ```
 //!
-//! `<layer>` and `<digest>` are `algorithm-hex`. Everything below `v1` is for our user alone (0700), files in their place are 0444 and are never written or
+//! `<digest>` is `algorithm-hex`. `<layer>` is the blob's digest and how it is read, since the same bytes may be an archive to one kit and a file to another
+//! ([`LayerKey`]): `algorithm-hex` for a plain archive, otherwise with `-tar+gzip`, `-tar+zstd`, `-raw`, `-raw+gzip` or `-raw+zstd` behind it. Where a raw
+//! file stands and what mode it has is not the layer's: kits that place it differently share it. It is one data file however small it is (`0.data`; there
+//! is none if it is empty), beside an empty pack, and the one entry of its index. Everything below `v1` is for our user alone (0700), files in their place are 0444 and are never written or
 //! cut again: others have them mapped. What replaces a file or directory comes by rename.
 //!
 //! # What a recalled layer rests on
@@ -83,7 +86,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::failure::chain;
 use crate::index::Index;
-use crate::layer::LayerSpec;
+use crate::layer::{LayerKey, LayerSpec};
 use crate::limits;
 use crate::source::Source;
 use crate::verify::Verified;
@@ -123,7 +126,7 @@ struct Inner {
     abilities: Abilities,
     flights: flight::Flights,
     /// Layers of which a file was seen to be different, with the index that it was compared with.
-    doubts: Mutex<HashMap<Digest, recall::Identity>>,
+    doubts: Mutex<HashMap<LayerKey, recall::Identity>>,
     unsynced: Mutex<Vec<File>>,
 }
 
@@ -231,7 +234,7 @@ impl Store {
     }
 
     /// How far whoever works on the layer is, in any process, or how the last one ended; `None` if nobody ever did.
-    pub fn progress(&self, layer: &Digest) -> Option<Progress> {
+    pub fn progress(&self, layer: &LayerKey) -> Option<Progress> {
         let mut all = Vec::new();
         for place in 0..limits::FETCHERS_PER_LAYER {
             if let Ok(Some(file)) = IngestLock::look(&self.0.locks, layer, place)
@@ -245,7 +248,7 @@ impl Store {
     }
 
     /// Whether the layer is here, on its way or neither. Cheap.
-    pub fn state(&self, layer: &Digest) -> LayerState {
+    pub fn state(&self, layer: &LayerKey) -> LayerState {
         if let Ok(Some(_)) = self.0.layers.stat(&layer.file_name()) {
             return LayerState::Cached;
         }
@@ -278,7 +281,7 @@ impl Store {
     /// damaged index is made anew.
     pub fn verify(&self, spec: &LayerSpec) -> Result<Verdict, StoreError> {
         let store = &*self.0;
-        let layer = &spec.descriptor.digest;
+        let layer = &spec.key();
         if store.layers.stat(&layer.file_name())?.is_none() {
             return Ok(Verdict::Absent);
         }
@@ -298,21 +301,24 @@ impl Store {
     }
 
     /// The layers that are here.
-    pub fn layers(&self) -> Result<Vec<Digest>, StoreError> {
-        let mut layers: Vec<_> = self.0.layers.list()?.iter().filter_map(|name| Digest::from_file_name(name)).collect();
+    pub fn layers(&self) -> Result<Vec<LayerKey>, StoreError> {
+        let mut layers: Vec<_> = self.0.layers.list()?.iter().filter_map(|name| LayerKey::from_file_name(name)).collect();
         layers.sort_unstable();
         Ok(layers)
     }
 
     /// Takes over a layer that was kept in use while the process that had it open died. Its descriptors say the same as then, or it is doubtful.
     pub fn adopt(&self, spec: &LayerSpec, held: Held) -> Result<VerifiedLayer, StoreError> {
-        let layer = spec.descriptor.digest;
+        let (layer, key) = (spec.descriptor.digest, spec.key());
         let doubtful = |file: &str, reason| StoreError::Doubtful { layer, file: file.to_owned(), reason };
         let (index_file, pack) = (File::from(held.index), File::from(held.pack));
         let index = Index::map(&index_file, &layer).map_err(|error| doubtful("index", error.to_string()))?;
+        if !recall::is_read_so(spec, &index) {
+            return Err(doubtful("index", "it is of the same blob, read in another way".into()));
+        }
         recall::agrees(spec, &index)?;
         check_pack(&pack, &index).map_err(|reason| doubtful("pack", reason))?;
-        let dir = Dir::adopt(held.dir, self.0.layers.path_of(&layer.file_name()));
+        let dir = Dir::adopt(held.dir, self.0.layers.path_of(&key.file_name()));
         let parts = Parts { spec: spec.clone(), lock: UseLock::adopt(held.lock), dir, pack, index_file, index };
         Ok(VerifiedLayer::new(&self.0, parts))
     }

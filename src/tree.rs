@@ -5,6 +5,9 @@
 //! is no such thing (final), or it depends on a group whose index is not here yet. Nothing is guessed, and the order in which layers
 //! arrive cannot be seen.
 //!
+//! A *raw* layer is one file, which the plan describes: it stands alone at its declared path and is known without an index, but for its size if
+//! it is compressed and the manifest does not say it.
+//!
 //! *Anchors* are the paths that are known from the plan alone: declared paths and all their ancestors. Every ancestor of an anchor is an
 //! anchor, so below any other folder only its group's indexes speak.
 //!
@@ -23,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::digest::Digest;
 use crate::filter::Shown;
-use crate::index::{Index, IndexError, Kind};
+use crate::index::{Index, IndexError, Kind, RAW_RANK};
 use crate::node::{NodeId, SLOTS_MAX};
 use crate::path::RelPath;
 use sight::{Sight, Standing};
@@ -39,6 +42,19 @@ pub struct Place {
     pub prefix: RelPath,
     /// Bytes of the layer: what it costs to know more.
     pub size: u64,
+    /// For a raw layer: the file that it is, which stands at `path`.
+    pub file: Option<DeclaredFile>,
+}
+
+/// A file that the plan knows without an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeclaredFile {
+    /// Permission bits.
+    pub mode: u32,
+    /// Modification time in seconds, 0 if the plan has none.
+    pub mtime: i64,
+    /// Size in bytes; if the plan does not know it, the layer's index does.
+    pub size: Option<u64>,
 }
 
 /// A set of layers with the same declared path, by its number.
@@ -67,6 +83,14 @@ pub enum TreeError {
     /// A layer has a file where the plan has a folder.
     #[error("layer {layer}: `{path}` is a file, but other layers are declared below it")]
     FileOverFolder {
+        /// The layer.
+        layer: Digest,
+        /// The entry's path in the mount.
+        path: String,
+    },
+    /// A layer has a folder where the plan has a file.
+    #[error("layer {layer}: `{path}` is a folder, but another layer is declared to be a file there")]
+    FolderOverFile {
         /// The layer.
         layer: Digest,
         /// The entry's path in the mount.
@@ -133,6 +157,8 @@ pub enum Lookup {
     Found(Node, Attributes),
     /// There is nothing of that name, for good.
     Absent,
+    /// It is a file, and this is what is known of it; its size is not (here it is 0), and the group's index will tell.
+    Unsized(Node, Attributes),
     /// There may be something of that name; what it is, the group's index will tell.
     Unknown(Node, Group),
     /// Not even the folder's own names are known before the group is.
@@ -217,6 +243,8 @@ struct GroupOf {
     size: u64,
     /// The last attempt to have it failed.
     failing: AtomicBool,
+    /// What a raw layer is; it has its path for itself.
+    file: Option<DeclaredFile>,
     known: OnceLock<Indexed>,
 }
 
@@ -228,6 +256,12 @@ struct Indexed {
     entries: BTreeMap<usize, Vec<Option<u32>>>,
     /// What shows of them; `None` if everything does.
     sight: Option<Sight>,
+}
+
+impl DeclaredFile {
+    fn shown(&self, size: u64) -> Attributes {
+        Attributes { kind: Kind::File, mode: self.mode & 0o777 | 0o444, size, mtime: self.mtime }
+    }
 }
 
 /// The mode of a folder that no archive describes.
@@ -248,11 +282,19 @@ impl Tree {
         let mut by_path: BTreeMap<RelPath, Group> = BTreeMap::new();
         let mut members = Vec::with_capacity(places.len());
         for (rank, place) in places.into_iter().enumerate() {
-            if place.path.as_bytes() == KITFILE {
+            if kitfile_size.is_some() && place.path.as_bytes() == KITFILE {
                 return Err(TreeError::OverKitfile(place.digest));
             }
             let group = match by_path.entry(place.path.clone()) {
-                Slotted::Occupied(group) => *group.get(),
+                Slotted::Occupied(group) => {
+                    let of = &groups[group.get().0];
+                    if place.file.is_some() || of.file.is_some() {
+                        let first: &(Group, Place) = &members[usize::from(of.slots[0]) - 1];
+                        let layers = Box::new([first.1.digest, place.digest]);
+                        return Err(TreeError::Collision { layers, path: place.path.to_string() });
+                    }
+                    *group.get()
+                }
                 Slotted::Vacant(vacant) => {
                     groups.push(GroupOf {
                         path: place.path.clone(),
@@ -260,6 +302,7 @@ impl Tree {
                         slots: Vec::new(),
                         size: 0,
                         failing: AtomicBool::new(false),
+                        file: place.file,
                         known: OnceLock::new(),
                     });
                     *vacant.insert(Group(groups.len() - 1))
@@ -315,6 +358,12 @@ impl Tree {
             let mut children = std::mem::take(&mut anchors[rank].children);
             children.sort_by(|a, b| anchors[*a].path.name().cmp(anchors[*b].path.name()));
             anchors[rank].children = children;
+        }
+        for of in groups.iter().filter(|of| of.file.is_some()) {
+            if of.path.is_root() || !anchors[of.anchor].children.is_empty() {
+                let layer = members[usize::from(of.slots[0]) - 1].1.digest;
+                return Err(TreeError::FileOverFolder { layer, path: of.path.to_string() });
+            }
         }
         let mut tree = Self { anchors, unowned, groups, members, kitfile_size, shown };
         tree.note_what_the_plan_tells();
@@ -377,9 +426,15 @@ impl Tree {
         self.groups[group.0].failing.store(failing, Ordering::Relaxed);
     }
 
-    /// True if the group's indexes are here.
+    /// True if nothing about the group's names has to be waited for: its indexes are here, or the plan says it all.
     pub fn is_known(&self, group: Group) -> bool {
-        self.groups[group.0].known.get().is_some()
+        let of = &self.groups[group.0];
+        of.known.get().is_some() || of.file.is_some_and(|file| file.size.is_some())
+    }
+
+    /// True for what the plan knows to be a file, whether its size is known or not.
+    pub fn is_declared_file(&self, node: Node) -> bool {
+        matches!(node, Node::Anchor(rank) if self.declared_file(rank).is_some())
     }
 
     /// The index of a layer, if its group is known.
@@ -392,7 +447,7 @@ impl Tree {
     pub fn known_entries(&self) -> u64 {
         let indexed = self.groups.iter().filter_map(|group| group.known.get());
         let entries: u64 = indexed.flat_map(|indexed| &indexed.indexes).map(|index| u64::from(index.len())).sum();
-        entries + self.anchors.len() as u64 + 1
+        entries + self.anchors.len() as u64 + u64::from(self.kitfile_size.is_some())
     }
 
     /// Takes the indexes of a group's layers (in manifest order), if every entry in them is the group's to bring. Once known, a
@@ -401,6 +456,12 @@ impl Tree {
         let of = &self.groups[group.0];
         assert_eq!(indexes.len(), of.slots.len(), "one index per member");
         let mut entries: BTreeMap<usize, Vec<Option<u32>>> = BTreeMap::new();
+        if of.file.is_some() {
+            // Its only entry has a name that means nothing.
+            entries.insert(of.anchor, vec![Some(RAW_RANK)]);
+            let _same = of.known.set(Indexed { indexes, entries, sight: None });
+            return Ok(());
+        }
         for (member, index) in indexes.iter().enumerate() {
             self.check_owned(group, member, index, indexes.len(), &mut entries)?;
         }
@@ -493,6 +554,9 @@ impl Tree {
                 _ => Ok(Known::Absent),
             },
             Node::Anchor(rank) => {
+                if let Some((group, _)) = self.declared_file(rank) {
+                    return Ok(Known::Is(FileAt { slot: self.groups[group.0].slots[0], entry: RAW_RANK }));
+                }
                 let Some(group) = self.anchors[rank].declared else { return Ok(Known::Absent) };
                 let Some(indexed) = self.groups[group.0].known.get() else { return Ok(Known::Unknown(group)) };
                 let Some((slot, entry)) = self.first_entry(group, indexed, rank) else { return Ok(Known::Absent) };
@@ -597,6 +661,11 @@ impl Tree {
         self.groups[group.0].slots.iter().zip(entries).find_map(|(&slot, &entry)| Some((slot, entry?)))
     }
 
+    fn declared_file(&self, rank: usize) -> Option<(Group, DeclaredFile)> {
+        let group = self.anchors[rank].declared?;
+        Some((group, self.groups[group.0].file?))
+    }
+
     fn anchor_attributes(&self, rank: usize) -> Result<Known<Attributes>, TreeError> {
         match self.anchor_in_sight(rank)? {
             Known::Is(()) => {}
@@ -604,6 +673,15 @@ impl Tree {
             Known::Unknown(group) => return Ok(Known::Unknown(group)),
         }
         let anchor = &self.anchors[rank];
+        if let Some((group, file)) = self.declared_file(rank) {
+            let of = &self.groups[group.0];
+            let size = match (file.size, of.known.get()) {
+                (Some(size), _) => size,
+                (None, Some(indexed)) => indexed.indexes[0].entry(RAW_RANK).map_err(self.index_error(of.slots[0]))?.size,
+                (None, None) => return Ok(Known::Unknown(group)),
+            };
+            return Ok(Known::Is(file.shown(size)));
+        }
         let folder = Attributes { kind: Kind::Folder, mode: IMPLIED_MODE, size: 0, mtime: 0 };
         let Some(group) = anchor.owner else { return Ok(Known::Is(folder)) };
         let Some(indexed) = self.groups[group.0].known.get() else {
@@ -644,10 +722,16 @@ impl Tree {
             return Ok(match self.attributes(node)? {
                 Known::Is(attributes) => Lookup::Found(node, attributes),
                 Known::Absent => Lookup::Absent,
-                Known::Unknown(group) => Lookup::Unknown(node, group),
+                Known::Unknown(group) => match self.declared_file(anchor.children[child]) {
+                    Some((_, file)) => Lookup::Unsized(node, file.shown(0)),
+                    None => Lookup::Unknown(node, group),
+                },
             });
         }
-        if rank == 0 && name == KITFILE {
+        if self.declared_file(rank).is_some() {
+            return Ok(Lookup::Absent);
+        }
+        if rank == 0 && name == KITFILE && self.kitfile_size.is_some() {
             let Known::Is(attributes) = self.attributes(Node::Kitfile)? else { return Ok(Lookup::Absent) };
             return Ok(Lookup::Found(Node::Kitfile, attributes));
         }

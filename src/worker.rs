@@ -273,8 +273,9 @@ fn prefetched(plan: &MountPlan, layers: &[KitLayer], fs: &Fs) -> Vec<u16> {
         Prefetch::All => true,
         Prefetch::Small => {
             let size = layer.spec.descriptor.size;
-            let Archive::Tar = layer.spec.archive;
-            let small = size <= PREFETCH_LAYER_BYTES || layer.kind == LayerKind::Code;
+            // A raw file is listed without being here, but for a tokenizer that will be read the list is not enough.
+            let wanted = layer.spec.archive == Archive::Tar || layer.kind == LayerKind::ModelConfig;
+            let small = (size <= PREFETCH_LAYER_BYTES && wanted) || layer.kind == LayerKind::Code;
             let takes = small && size <= room;
             room -= if takes { size } else { 0 };
             takes

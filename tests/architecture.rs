@@ -17,6 +17,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tar", &["archive"]),
     ("flate2", &["inflate"]),
     ("globset", &["filter"]),
+    ("zstd_safe", &["inflate"]),
 ];
 
 /// What else only some may write, and all of those that do.

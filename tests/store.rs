@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 /// A layer with its files, as a test knows it.
 struct Sample {
     files: BTreeMap<String, Vec<u8>>,
+    /// The uncompressed content.
     tar: Bytes,
     blob: Bytes,
     spec: LayerSpec,
@@ -61,6 +62,16 @@ fn sample(seed: u64, compression: Compression, with_diff_id: bool) -> Sample {
         builder.append_data(&mut header, name, &content[..]).expect("a tar entry");
     }
     let tar = Bytes::from(builder.into_inner().expect("a tar"));
+    pack(files, tar, Archive::Tar, compression, with_diff_id)
+}
+
+/// One file of noise, which is declared to have `declared` bytes.
+fn raw(seed: u64, length: usize, compression: Compression, declared: Option<u64>) -> Sample {
+    let content = noise(seed, length);
+    pack([("file".to_owned(), content.clone())].into(), content.into(), Archive::Raw { size: declared }, compression, true)
+}
+
+fn pack(files: BTreeMap<String, Vec<u8>>, tar: Bytes, archive: Archive, compression: Compression, with_diff_id: bool) -> Sample {
     let blob = match compression {
         Compression::None => tar.clone(),
         Compression::Gzip => {
@@ -68,10 +79,15 @@ fn sample(seed: u64, compression: Compression, with_diff_id: bool) -> Sample {
             encoder.write_all(&tar).expect("into memory");
             Bytes::from(encoder.finish().expect("into memory"))
         }
+        Compression::Zstd => {
+            let mut blob = Vec::with_capacity(zstd_safe::compress_bound(tar.len()));
+            zstd_safe::compress(&mut blob, &tar, 1).expect("into memory");
+            Bytes::from(blob)
+        }
     };
     let descriptor = Descriptor { media_type: "x/layer".into(), digest: Digest::of(Algorithm::Sha256, &blob), size: blob.len() as u64 };
     let diff_id = with_diff_id.then(|| Digest::of(Algorithm::Sha256, &tar));
-    Sample { files, tar, blob, spec: LayerSpec { descriptor, diff_id, archive: Archive::Tar, compression } }
+    Sample { files, tar, blob, spec: LayerSpec { descriptor, diff_id, archive, compression } }
 }
 
 fn plain(seed: u64) -> Sample {
@@ -238,7 +254,7 @@ impl Bench {
     }
 
     fn layer_dir(&self, sample: &Sample) -> PathBuf {
-        self.cache().join("v1/layers").join(sample.spec.descriptor.digest.file_name())
+        self.cache().join("v1/layers").join(sample.spec.key().file_name())
     }
 
     /// The name of a data file in the layer.
@@ -248,7 +264,7 @@ impl Bench {
     }
 
     fn index(&self, sample: &Sample) -> PathBuf {
-        self.cache().join("v1/index").join(sample.spec.descriptor.digest.file_name())
+        self.cache().join("v1/index").join(sample.spec.key().file_name())
     }
 
     fn assert_nothing_is_left(&self) {
@@ -286,21 +302,23 @@ fn assert_doubtful(store: &Store, sample: &Sample) {
 
 #[test]
 fn a_layer_is_stored_as_it_is_and_recalled() {
-    for (compression, with_diff_id) in [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false)] {
+    for (compression, with_diff_id) in
+        [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false), (Compression::Zstd, true)]
+    {
         let (bench, sample) = (Bench::new(), sample(1, compression, with_diff_id));
-        let digest = sample.spec.descriptor.digest;
+        let key = sample.spec.key();
         assert!(matches!(bench.store.recall(&sample.spec), Ok(Recall::Absent)));
         assert!(bench.store.names(&sample.spec).expect("readable").is_none());
-        assert_eq!(bench.store.state(&digest), LayerState::Absent);
-        assert_eq!(bench.store.progress(&digest), None);
+        assert_eq!(bench.store.state(&key), LayerState::Absent);
+        assert_eq!(bench.store.progress(&key), None);
 
         let source = Scripted::new(&sample, []);
         let layer = bench.ensure(&sample, &source).expect("stored");
         assert_eq!(read_all(&layer).expect("there"), sample.files);
         assert_eq!(source.asked(), [0]);
-        assert_eq!(bench.store.state(&digest), LayerState::Cached);
-        assert_eq!(bench.store.layers().expect("readable"), [digest]);
-        let progress = bench.store.progress(&digest).expect("a record");
+        assert_eq!(bench.store.state(&key), LayerState::Cached);
+        assert_eq!(bench.store.layers().expect("readable"), [key]);
+        let progress = bench.store.progress(&key).expect("a record");
         assert_eq!((progress.state, progress.fetched, progress.error), (Activity::Done, sample.blob.len() as u64, None));
 
         let again = ready(bench.store.recall(&sample.spec));
@@ -379,7 +397,7 @@ fn a_directory_of_others_or_for_others_is_refused() {
 
 #[test]
 fn no_kind_of_wrong_bytes_gets_in() {
-    for compression in [Compression::None, Compression::Gzip] {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let (bench, sample, other) = (Bench::new(), sample(3, compression, true), sample(4, compression, true));
         let flip = |at: usize| {
             let mut bytes = sample.blob.to_vec();
@@ -411,9 +429,9 @@ fn no_kind_of_wrong_bytes_gets_in() {
             }
             bench.assert_nothing_is_left();
             assert!(!bench.index(&sample).exists());
-            let progress = bench.store.progress(&sample.spec.descriptor.digest).expect("a record");
+            let progress = bench.store.progress(&sample.spec.key()).expect("a record");
             assert_eq!((progress.state, progress.class), (Activity::Failed, Some(ErrorClass::Content)));
-            assert_eq!(bench.store.state(&sample.spec.descriptor.digest), LayerState::Absent);
+            assert_eq!(bench.store.state(&sample.spec.key()), LayerState::Absent);
 
             // Bad once, and good when it is asked again.
             let once = Bench::new();
@@ -446,7 +464,7 @@ fn a_config_that_claims_another_content_is_not_believed() {
     assert!(matches!(bench.store.recall(&wrong.spec), Err(StoreError::Uncompressed { .. })));
     let mut as_plain = good.spec.clone();
     as_plain.compression = Compression::None;
-    assert!(matches!(bench.store.recall(&as_plain), Err(StoreError::Interpretation { .. })));
+    assert!(matches!(bench.store.recall(&as_plain), Ok(Recall::Absent)), "the same blob, but another layer");
 }
 
 #[test]
@@ -458,7 +476,7 @@ fn a_right_blob_that_is_no_archive_is_refused_not_damaged() {
         sample.spec.descriptor.digest = Digest::of(Algorithm::Sha256, &blob);
         sample.spec.descriptor.size = blob.len() as u64;
         sample.spec.diff_id = None;
-        for compression in [Compression::None, Compression::Gzip] {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             sample.spec.compression = compression;
             let source = Scripted::named("test", &blob, []);
             let error = bench.ensure(&sample, &source).expect_err("no archive");
@@ -504,6 +522,101 @@ fn damage_in_what_was_left_behind_is_nobodys_fault() {
 }
 
 #[test]
+fn a_raw_layer_is_stored_as_the_file_that_it_is() {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+        for (length, declared) in [(0, true), (1, true), (70_000, false), (3_000_001, true), (3_000_001, false)] {
+            let (bench, sample) = (Bench::new(), raw(31, length, compression, declared.then_some(length as u64)));
+            let source = Scripted::new(&sample, []);
+            let layer = bench.ensure(&sample, &source).expect("stored");
+            assert_eq!(read_all(&layer).expect("there"), sample.files);
+            let data = bench.layer_dir(&sample).join("0.data");
+            match layer.content(kitfs::index::RAW_RANK).expect("there") {
+                Content::Data(_, size) => assert!(size == length as u64 && fs::read(&data).expect("there") == sample.tar),
+                Content::Packed { size, .. } => assert!(size == 0 && length == 0 && !data.exists()),
+            }
+            assert_eq!(fs::metadata(bench.layer_dir(&sample).join("pack")).expect("there").len(), 0);
+            assert_eq!(bench.store.verify(&sample.spec).expect("readable"), Verdict::Sound);
+            assert_eq!(bench.store.layers().expect("readable"), [sample.spec.key()]);
+            // Its index follows from it.
+            let index = fs::read(bench.index(&sample)).expect("there");
+            fs::remove_file(bench.index(&sample)).expect("ours");
+            assert!(matches!(bench.store.recall(&sample.spec), Ok(Recall::Doubtful)));
+            assert_eq!(read_all(&bench.ensure(&sample, &source).expect("made anew")).expect("there"), sample.files);
+            assert!(fs::read(bench.index(&sample)).expect("there") == index, "an index is a function of the layer and its files");
+            // Nobody has to be asked for nothing.
+            assert_eq!(source.asked().len(), usize::from(!sample.blob.is_empty()));
+            if length > 0 {
+                drop(layer);
+                flip(&data, length as u64 - 1);
+                assert!(matches!(bench.store.verify(&sample.spec), Ok(Verdict::Damaged { .. })));
+                assert_eq!(read_all(&bench.ensure(&sample, &source).expect("fetched again")).expect("there"), sample.files);
+                assert_eq!(source.asked(), [0, 0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_raw_layer_of_another_size_than_declared_is_refused() {
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        for wrong in [0, 99_999, 100_001] {
+            let (bench, sample) = (Bench::new(), raw(32, 100_000, compression, Some(wrong)));
+            let source = Scripted::new(&sample, []);
+            let error = bench.ensure(&sample, &source).expect_err("another size");
+            assert!(matches!(error, StoreError::Refused { .. }) && error.class() == ErrorClass::Refused, "{error}");
+            bench.assert_nothing_is_left();
+            // Nor later, when it is here because another manifest was right, or says nothing.
+            for right in [Some(100_000), None] {
+                let sample = raw(32, 100_000, compression, right);
+                bench.ensure(&sample, &source).expect("stored");
+            }
+            assert!(matches!(bench.store.recall(&sample.spec), Err(StoreError::Refused { .. })));
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_raw_layer_is_gone_on_with() {
+    let (bench, sample) = (Bench::new(), raw(33, 5 << 20, Compression::None, None));
+    for fail in [0, 1, 2_500_000] {
+        let source = Scripted::new(&sample, [Step::Fail(fail, broken)]);
+        bench.ensure(&sample, &source).expect_err("broken off");
+        assert_eq!(listing(&bench.cache().join("v1/ingest")).len(), usize::from(fail > 0));
+    }
+    let source = Scripted::new(&sample, []);
+    let layer = bench.ensure(&sample, &source).expect("the rest");
+    assert_eq!(read_all(&layer).expect("there"), sample.files);
+    assert!(source.asked()[..] == [2_500_000] || source.asked()[..] == [2_500_001], "{:?}", source.asked());
+}
+
+#[test]
+fn one_blob_read_in_several_ways_is_several_layers() {
+    let bench = Bench::new();
+    let tar = sample(34, Compression::Gzip, true);
+    let as_file =
+        pack([("file".to_owned(), tar.blob.to_vec())].into(), tar.blob.clone(), Archive::Raw { size: None }, Compression::None, true);
+    let unpacked =
+        pack([("file".to_owned(), tar.tar.to_vec())].into(), tar.tar.clone(), Archive::Raw { size: None }, Compression::Gzip, true);
+    let all = [&tar, &as_file, &unpacked];
+    assert!(all.iter().all(|sample| sample.blob == tar.blob), "one blob");
+    for (before, sample) in all.iter().enumerate() {
+        assert!(matches!(bench.store.recall(&sample.spec), Ok(Recall::Absent)));
+        assert_eq!((bench.store.state(&sample.spec.key()), bench.store.layers().expect("readable").len()), (LayerState::Absent, before));
+        bench.ensure(sample, &Scripted::new(sample, [])).expect("stored");
+    }
+    for sample in all {
+        assert_eq!(read_all(&ready(bench.store.recall(&sample.spec))).expect("there"), sample.files);
+    }
+    // Whoever moves files moves names: an index of the same blob that was read in another way is as good as none.
+    fs::copy(bench.index(&tar), bench.cache().join("other")).expect("room");
+    fs::rename(bench.cache().join("other"), bench.index(&as_file)).expect("ours");
+    assert!(matches!(bench.store.recall(&as_file.spec), Ok(Recall::Doubtful)));
+    let source = Scripted::new(&as_file, []);
+    assert_eq!(read_all(&bench.ensure(&as_file, &source).expect("made anew")).expect("there"), as_file.files);
+    assert_eq!(source.asked(), Vec::<u64>::new());
+}
+
+#[test]
 fn compressed_layers_and_other_boots_start_over() {
     let gzip = sample(9, Compression::Gzip, true);
     let bench = Bench::new();
@@ -530,7 +643,7 @@ fn errors_of_a_source_are_passed_on_with_their_class() {
         let found = bench.ensure(&sample, &source).expect_err("an error");
         assert_eq!(found.class(), class);
         assert!(std::error::Error::source(&found).is_some());
-        let progress = bench.store.progress(&sample.spec.descriptor.digest).expect("a record");
+        let progress = bench.store.progress(&sample.spec.key()).expect("a record");
         assert_eq!(progress.class, Some(class));
         bench.assert_nothing_is_left();
     }
@@ -553,8 +666,8 @@ fn many_who_ask_at_once_fetch_once() {
         };
         let mut readers = vec![ask(&bench.store)];
         bench.runtime.block_on(reached.acquire()).expect("open").forget();
-        assert_eq!(second.state(&sample.spec.descriptor.digest), LayerState::Fetching);
-        let progress = second.progress(&sample.spec.descriptor.digest).expect("a record");
+        assert_eq!(second.state(&sample.spec.key()), LayerState::Fetching);
+        let progress = second.progress(&sample.spec.key()).expect("a record");
         assert_eq!((progress.state, progress.size), (Activity::Fetching, sample.blob.len() as u64));
         for _ in 0..6 {
             readers.push(ask(&bench.store));
@@ -584,7 +697,7 @@ fn what_one_source_said_is_no_answer_of_another() {
             assert_eq!(first.join().expect("no panic").expect_err("bad").class(), ErrorClass::Content);
             assert_eq!(other.join().expect("no panic").expect("good").expect("there"), sample.files);
         });
-        let layer = sample.spec.descriptor.digest.file_name();
+        let layer = sample.spec.key().file_name();
         fs::remove_dir_all(bench.cache().join("v1/layers").join(layer)).expect("for the next round");
     }
 }
@@ -633,7 +746,7 @@ fn what_was_changed_on_disk_is_never_given_out() {
         ("removed", remove, true),
         ("touched", touch, false),
     ];
-    for compression in [Compression::None, Compression::Gzip] {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         for (damage, apply, refetched) in damages {
             for what in ["pack", "data", "index"] {
                 let (bench, sample) = (Bench::new(), sample(13, compression, compression == Compression::None));
@@ -727,7 +840,9 @@ fn who_has_a_layer_open_gets_nothing_of_a_pack_that_changed_or_was_withdrawn() {
 
 #[test]
 fn verify_reads_the_bytes_and_withdraws_what_is_damaged() {
-    for (compression, with_diff_id) in [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false)] {
+    for (compression, with_diff_id) in
+        [(Compression::None, true), (Compression::Gzip, true), (Compression::Gzip, false), (Compression::Zstd, true)]
+    {
         for what in ["pack", "data"] {
             let (bench, sample) = (Bench::new(), sample(15, compression, with_diff_id));
             assert_eq!(bench.store.verify(&sample.spec).expect("readable"), Verdict::Absent);
@@ -820,7 +935,7 @@ fn a_layer_is_handed_over_with_its_lock() {
     bench.store.sync(&layer).expect("durable");
     let held = layer.held().expect("descriptors");
     drop(layer);
-    let name = format!("v1/locks/{}.use", sample.spec.descriptor.digest.file_name());
+    let name = format!("v1/locks/{}.use", sample.spec.key().file_name());
     let lock = File::open(bench.cache().join(name)).expect("there");
     let free = || rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
     assert!(!free(), "the lock lives in what was handed over");
@@ -904,7 +1019,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_is_an_error_and_nothing_else() {
-    for compression in [Compression::None, Compression::Gzip] {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let sample = sample(21, compression, true);
         let Some(disk) = SmallDisk::mount(6 << 20) else { return };
         let filler = disk.0.path().join("filler");
@@ -917,7 +1032,7 @@ fn a_full_disk_is_an_error_and_nothing_else() {
         for place in ["layers", "ingest", "trash", "index"] {
             assert_eq!(listing(&disk.0.path().join("v1").join(place)), Vec::<String>::new(), "{place}");
         }
-        assert_eq!(store.progress(&sample.spec.descriptor.digest).expect("a record").class, Some(ErrorClass::Disk(libc::ENOSPC)));
+        assert_eq!(store.progress(&sample.spec.key()).expect("a record").class, Some(ErrorClass::Disk(libc::ENOSPC)));
         // It works as soon as there is room.
         fs::remove_file(&filler).expect("there");
         let layer = ensure(&store, &bench.runtime, &sample, &source).expect("room");
@@ -1033,8 +1148,7 @@ fn a_killed_fetcher_is_taken_over_where_it_was() {
     let mut other = Other::start(&bench, 23, Some(at));
     assert_eq!(other.says(), "began");
     assert_eq!(other.says(), "gate");
-    let digest = sample.spec.descriptor.digest;
-    assert_eq!(bench.store.state(&digest), LayerState::Fetching);
+    assert_eq!(bench.store.state(&sample.spec.key()), LayerState::Fetching);
     let source = Scripted::new(&sample, []);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| read_all(&bench.ensure(&sample, &source).expect("taken over")).expect("there"));
@@ -1064,7 +1178,7 @@ fn a_process_may_be_killed_anywhere() {
         ("durable", |v1, layer| v1.join("layers").join(layer).join("durable").exists()),
     ];
     let sample = plain(25);
-    let layer = sample.spec.descriptor.digest.file_name();
+    let layer = sample.spec.key().file_name();
     for (name, sight) in sights {
         let bench = Bench::new();
         let mut other = Other::start(&bench, 25, None);

@@ -9,6 +9,8 @@ use super::tests::{Sink, split};
 use super::*;
 use crate::digest::{Algorithm, Digest};
 use crate::index::{FileFacts, Index, IndexBuilder, Segment, Stored};
+use crate::inflate::{Inflate, InflateError};
+use crate::layer::Compression;
 
 /// How an entry is written.
 #[derive(Debug, Clone, Copy)]
@@ -230,7 +232,7 @@ proptest! {
             splitter.write(now, &mut sink).expect("a good archive");
             rest = later;
         }
-        splitter.finish().expect("a good archive");
+        splitter.finish(&mut sink).expect("a good archive");
         prop_assert_eq!(sink.entries.len(), nodes.len());
         for entry in &sink.entries {
             let cut = entry.kind == Kind::File && entry.size > 0 && entry.size >= threshold;
@@ -287,7 +289,7 @@ fn layers_of_kits() -> Vec<(String, Vec<u8>, String)> {
             let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(blob) else { continue };
             for layer in manifest["layers"].as_array().into_iter().flatten() {
                 let (media_type, digest) = (layer["mediaType"].as_str().expect("a text"), layer["digest"].as_str().expect("a text"));
-                if [".tar", "+gzip"].iter().any(|end| media_type.ends_with(end)) && media_type.contains(".tar") {
+                if [".tar", "+gzip", "+zstd"].iter().any(|end| media_type.ends_with(end)) && media_type.contains(".tar") {
                     let hex = digest.split(':').next_back().expect("one part at least");
                     layers.push((kit.display().to_string(), blobs[hex.as_bytes()].to_vec(), media_type.to_owned()));
                 }
@@ -302,15 +304,20 @@ fn layers_of_kits() -> Vec<(String, Vec<u8>, String)> {
 fn layers_of_the_real_kit_come_out_whole() {
     for (kit, blob, media_type) in layers_of_kits() {
         let mut stream = Vec::new();
-        if media_type.ends_with("+gzip") {
-            let mut inflate = crate::inflate::Inflate::new(blob.len() as u64);
-            let written = inflate.write(&blob, &mut |bytes| {
-                stream.extend_from_slice(bytes);
-                Ok::<(), crate::inflate::InflateError>(())
-            });
-            written.and_then(|()| inflate.finish()).unwrap_or_else(|error| panic!("{kit}: {error}"));
-        } else {
-            stream = blob;
+        let compression = match media_type.split_once('+') {
+            Some((_, "gzip")) => Compression::Gzip,
+            Some((_, "zstd")) => Compression::Zstd,
+            _ => Compression::None,
+        };
+        match Inflate::new(compression, blob.len() as u64).expect("memory") {
+            Some(mut inflate) => {
+                let written = inflate.write(&blob, &mut |bytes| {
+                    stream.extend_from_slice(bytes);
+                    Ok::<(), InflateError>(())
+                });
+                written.and_then(|()| inflate.finish()).unwrap_or_else(|error| panic!("{kit}: {error}"));
+            }
+            None => stream = blob,
         }
         for threshold in [1, 1000, u64::MAX] {
             let (sink, _) = split(&stream, threshold, 12_345).unwrap_or_else(|error| panic!("{kit}: {error}"));

@@ -25,7 +25,9 @@ impl Output for Sink {
 
     fn open_data(&mut self, ordinal: u32, size: u64) -> io::Result<()> {
         assert!(self.open.is_none(), "a data file is open");
-        assert_eq!(self.entries.last().map(|entry| entry.place), Some(Place::Data { ordinal }), "it belongs to the entry before");
+        // A raw layer's entry comes last.
+        let raw = self.entries.is_empty() && ordinal == 0;
+        assert!(raw || self.entries.last().is_some_and(|entry| entry.place == Place::Data { ordinal }), "it belongs to the entry before");
         self.open = Some((ordinal, size));
         assert!(self.data.insert(ordinal, Vec::new()).is_none(), "{ordinal} comes twice");
         Ok(())
@@ -39,7 +41,8 @@ impl Output for Sink {
 
     fn close_data(&mut self) -> io::Result<()> {
         let (ordinal, size) = self.open.take().expect("a data file is open");
-        assert_eq!(self.data[&ordinal].len() as u64, size);
+        // 0 is one that nobody knew before.
+        assert!(size == 0 || self.data[&ordinal].len() as u64 == size);
         Ok(())
     }
 
@@ -65,7 +68,7 @@ pub(super) fn split(stream: &[u8], threshold: u64, piece: usize) -> Result<(Sink
     for bytes in stream.chunks(piece) {
         splitter.write(bytes, &mut sink)?;
     }
-    let split = splitter.finish()?;
+    let split = splitter.finish(&mut sink)?;
     assert_eq!((split.stream_size, split.pack_size), (stream.len() as u64, sink.pack.len() as u64));
     Ok((sink, split))
 }
@@ -370,7 +373,7 @@ fn nothing_is_made_of_a_claimed_size() {
         let huge = changed(header("a", b'0', 0), |block| block[124..136].copy_from_slice(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"));
         splitter.write(&padded(huge, b"few"), &mut sink).expect("so far it is right");
         assert_eq!(sink.entries[0].size, i64::MAX as u64);
-        let error = splitter.finish().expect_err("it is cut");
+        let error = splitter.finish(&mut sink).expect_err("it is cut");
         assert!(error.to_string().contains("bytes are missing"), "{error}");
     }
 }
@@ -397,7 +400,7 @@ fn a_stream_that_was_cut_can_be_gone_through_again() {
             }
         }
     }
-    splitter.finish().expect("good");
+    splitter.finish(&mut again).expect("good");
     assert_eq!((again.entries, again.pack, again.data), (first.entries, first.pack, first.data));
 }
 
@@ -423,4 +426,34 @@ fn an_error_of_the_output_is_not_the_layers() {
     }
     let error = Splitter::new(1).write(&member("a", b'0', b"x"), &mut Full).expect_err("full");
     assert!(!error.is_refusal() && matches!(error, SplitError::Output(error) if error.raw_os_error() == Some(28)));
+}
+
+#[test]
+fn a_raw_layer_is_one_file_of_the_size_that_is_declared() {
+    for content in [&b""[..], b"x", &[7; 3000]] {
+        let size = content.len() as u64;
+        for (declared, piece) in [(None, 1), (None, 4000), (Some(size), 7), (Some(size), 4000)] {
+            let (mut sink, mut splitter) = (Sink::default(), Splitter::raw(declared));
+            for bytes in content.chunks(piece) {
+                assert!(splitter.open_data().is_some_and(|open| open.ordinal == 0 && open.left >= bytes.len() as u64));
+                splitter.write(bytes, &mut sink).expect("any bytes are a file");
+            }
+            let split = splitter.finish(&mut sink).expect("it is whole");
+            assert_eq!((split.entries, split.stream_size, split.pack_size), (1, size, 0));
+            let [entry] = &sink.entries[..] else { panic!("one file") };
+            assert_eq!((entry.path.as_bytes(), entry.kind, entry.size), (RAW_NAME, Kind::File, size));
+            assert_eq!((sink.content(entry.place, size), sink.data.len()), (content, usize::from(size > 0)), "a data file, however small");
+        }
+        // One more or one less.
+        let (mut sink, mut splitter) = (Sink::default(), Splitter::raw(Some(size + 1)));
+        splitter.write(content, &mut sink).expect("so far it may be right");
+        let error = splitter.finish(&mut sink).expect_err("one is missing");
+        assert!(
+            matches!(error, SplitError::Size { expected, got, more: false } if (expected, got) == (size + 1, size)) && error.is_refusal()
+        );
+        if let Some(less) = size.checked_sub(1) {
+            let error = Splitter::raw(Some(less)).write(content, &mut Sink::default()).expect_err("one too many");
+            assert!(matches!(error, SplitError::Size { expected, more: true, .. } if expected == less) && error.is_refusal());
+        }
+    }
 }

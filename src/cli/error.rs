@@ -184,8 +184,7 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
             vec!["somebody or something between here and the registry changes what is sent; nothing of it was used".into()]
         }
         ResolveError::Kit { source, .. } => match **source {
-            KitError::NotYet(_) => vec!["`kit unpack` can unpack it".into()],
-            KitError::NotAKit { .. } => vec!["kitfs mounts what `kit pack` packs".into()],
+            KitError::NotAKit { .. } => vec!["kitfs mounts ModelKits, ModelPack artifacts, and models of Docker Model Runner".into()],
             _ => Vec::new(),
         },
         // Those of their innermost error.

@@ -11,8 +11,8 @@ use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Pro
 use super::Session;
 use super::error::CliError;
 use super::report::{self, escaped};
-use crate::digest::Digest;
 use crate::kit::KitLayer;
+use crate::layer::LayerKey;
 use crate::limits;
 use crate::resolve::Pinned;
 use crate::source::Source;
@@ -27,7 +27,7 @@ pub(super) enum Until {
     Durable,
 }
 
-/// Fetches those layers of a kit, and of what it refers to, that stand at `positions`, each digest once, several at a time. All are tried, whatever becomes of one.
+/// Fetches those layers of a kit, and of what it refers to, that stand at `positions`, each one once, several at a time. All are tried, whatever becomes of one.
 ///
 /// `alive` is called now and then as long as bytes come, with how many did and how many there are.
 pub(super) fn layers(
@@ -40,7 +40,7 @@ pub(super) fn layers(
     let (mut wanted, mut jobs) = (Vec::<&KitLayer>::new(), VecDeque::new());
     for position in positions.iter().copied() {
         let layer = &pinned.lineage.layers[position];
-        if !wanted.iter().any(|other| other.spec.descriptor.digest == layer.spec.descriptor.digest) {
+        if !wanted.iter().any(|other| other.spec.key() == layer.spec.key()) {
             wanted.push(layer);
             jobs.push_back((layer, pinned.source_of(position)));
         }
@@ -57,7 +57,7 @@ pub(super) fn layers(
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 while let Some((layer, source)) = next() {
                     let outcome = one(session, layer, source, until);
-                    if done.send((layer.spec.descriptor.digest, outcome)).is_err() {
+                    if done.send((layer.spec.key(), outcome)).is_err() {
                         return;
                     }
                 }
@@ -66,9 +66,9 @@ pub(super) fn layers(
         drop(done);
         loop {
             match ended.recv_timeout(LOOK_EVERY) {
-                Ok((digest, outcome)) => {
-                    display.ended(&digest, &outcome);
-                    outcomes.insert(digest, outcome);
+                Ok((key, outcome)) => {
+                    display.ended(&key, &outcome);
+                    outcomes.insert(key, outcome);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let before = display.fetched;
@@ -95,11 +95,14 @@ fn one(session: &Session, layer: &KitLayer, source: &Arc<dyn Source>, until: Unt
     Ok(verified)
 }
 
-fn collect(wanted: &[&KitLayer], mut outcomes: HashMap<Digest, Result<VerifiedLayer, StoreError>>) -> Result<Vec<VerifiedLayer>, CliError> {
+fn collect(
+    wanted: &[&KitLayer],
+    mut outcomes: HashMap<LayerKey, Result<VerifiedLayer, StoreError>>,
+) -> Result<Vec<VerifiedLayer>, CliError> {
     let mut layers = Vec::new();
     let mut failures = Vec::new();
     for layer in wanted {
-        match outcomes.remove(&layer.spec.descriptor.digest) {
+        match outcomes.remove(&layer.spec.key()) {
             Some(Ok(verified)) => layers.push(verified),
             Some(Err(error)) => failures.push((layer, error)),
             None => {}
@@ -139,9 +142,9 @@ impl<'a> Display<'a> {
     fn look(&mut self) {
         let mut coming: u64 = 0;
         for (layer, bar) in &self.waiting {
-            let digest = &layer.spec.descriptor.digest;
-            let fetched = match self.session.store.state(digest) {
-                LayerState::Fetching => self.session.store.progress(digest).map_or(0, |progress| progress.fetched),
+            let key = layer.spec.key();
+            let fetched = match self.session.store.state(&key) {
+                LayerState::Fetching => self.session.store.progress(&key).map_or(0, |progress| progress.fetched),
                 LayerState::Cached | LayerState::Absent => 0,
             };
             coming = coming.saturating_add(fetched);
@@ -152,8 +155,8 @@ impl<'a> Display<'a> {
         self.fetched = self.settled.saturating_add(coming);
     }
 
-    fn ended(&mut self, digest: &Digest, outcome: &Result<VerifiedLayer, StoreError>) {
-        let Some(position) = self.waiting.iter().position(|(layer, _)| layer.spec.descriptor.digest == *digest) else { return };
+    fn ended(&mut self, key: &LayerKey, outcome: &Result<VerifiedLayer, StoreError>) {
+        let Some(position) = self.waiting.iter().position(|(layer, _)| layer.spec.key() == *key) else { return };
         let (layer, bar) = self.waiting.swap_remove(position);
         let size = layer.spec.descriptor.size;
         if outcome.is_ok() {
@@ -162,8 +165,8 @@ impl<'a> Display<'a> {
         match (bar, outcome) {
             (Some(bar), Ok(_)) => bar.finish(),
             (Some(bar), Err(_)) => bar.abandon_with_message("failed"),
-            (None, Ok(_)) => report::note(&format!("{digest} {} ({}): in the cache", label(layer), BinaryBytes(size))),
-            (None, Err(error)) => report::note(&format!("{digest} {} ({}): {error}", label(layer), BinaryBytes(size))),
+            (None, Ok(_)) => report::note(&format!("{} {} ({}): in the cache", key.digest, label(layer), BinaryBytes(size))),
+            (None, Err(error)) => report::note(&format!("{} {} ({}): {error}", key.digest, label(layer), BinaryBytes(size))),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::args::Inspect;
 use super::error::CliError;
 use super::report::{self, Exit, escaped};
 use super::{Session, place, print, references, remote};
-use crate::kit::{KitLayer, ModelSummary, Summary};
+use crate::kit::{Family, KitLayer, ModelSummary, Summary};
 use crate::plan::{ReferenceRecord, RemoteRecord};
 use crate::resolve::Pinned;
 use crate::store::{LayerState, Store};
@@ -27,6 +27,8 @@ pub(super) fn run(arguments: &Inspect) -> Result<Exit, CliError> {
 struct Shown {
     reference: String,
     digest: String,
+    /// `modelkit`, `modelpack` or `docker-model`.
+    artifact: &'static str,
     packed_by: Option<String>,
     created: Option<String>,
     package: Package,
@@ -35,7 +37,7 @@ struct Shown {
     references: Vec<ReferenceRecord>,
     remote: Vec<RemoteRecord>,
     unplaced_layers: Vec<Unplaced>,
-    kitfile: String,
+    kitfile: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,6 +55,10 @@ struct Model {
     framework: String,
     format: String,
     version: String,
+    architecture: String,
+    parameters: String,
+    precision: String,
+    quantization: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,10 +88,15 @@ impl Shown {
         Self {
             reference: pinned.root().reference.to_string(),
             digest: kit.manifest.digest.to_string(),
+            artifact: match kit.family {
+                Family::ModelKit => "modelkit",
+                Family::ModelPack => "modelpack",
+                Family::DockerModel => "docker-model",
+            },
             packed_by: kit.packed_by.clone(),
             created: kit.created.and_then(rfc3339),
             package: Package { name, version, description, license, authors },
-            model: model.map(|ModelSummary { name, framework, format, version }| Model { name, framework, format, version }),
+            model: model.map(Model::new),
             layers: pinned.lineage.layers.iter().enumerate().map(|(position, layer)| Layer::new(pinned, position, layer, store)).collect(),
             references: references(pinned),
             remote: remote(pinned),
@@ -94,7 +105,7 @@ impl Shown {
                 .iter()
                 .map(|layer| Unplaced { digest: layer.digest.to_string(), media_type: layer.media_type.clone(), size: layer.size })
                 .collect(),
-            kitfile: kit.kitfile.as_deref().map(|kitfile| String::from_utf8_lossy(kitfile).into_owned()).unwrap_or_default(),
+            kitfile: pinned.lineage.kitfile.as_ref().map(|text| String::from_utf8_lossy(text).into_owned()),
         }
     }
 
@@ -108,6 +119,7 @@ impl Shown {
         };
         line("reference", &self.reference);
         line("digest", &self.digest);
+        line("artifact", self.artifact);
         line("packed by", &self.packed_by.as_ref().map(|version| format!("kit {version}")).unwrap_or_default());
         line("created", self.created.as_deref().unwrap_or_default());
         let Package { name, version, description, license, authors } = &self.package;
@@ -115,10 +127,13 @@ impl Shown {
         line("description", description);
         line("license", license);
         line("authors", &authors.join(", "));
-        if let Some(Model { name, framework, format, version }) = &self.model {
+        if let Some(Model { name, framework, format, version, architecture, parameters, precision, quantization }) = &self.model {
             line("model", &words(&[name, version]));
             line("framework", framework);
             line("format", format);
+            line("architecture", architecture);
+            line("parameters", parameters);
+            line("weights", &words(&[precision, quantization]));
         }
         let total: u64 = self.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
         line("layers", &format!("{}, {}", self.layers.len(), BinaryBytes(total)));
@@ -145,6 +160,13 @@ impl Shown {
     }
 }
 
+impl Model {
+    fn new(model: ModelSummary) -> Self {
+        let ModelSummary { name, framework, format, version, architecture, parameters, precision, quantization } = model;
+        Self { name, framework, format, version, architecture, parameters, precision, quantization }
+    }
+}
+
 impl Layer {
     fn new(pinned: &Pinned, position: usize, layer: &KitLayer, store: &Store) -> Self {
         let descriptor = &layer.spec.descriptor;
@@ -156,7 +178,7 @@ impl Layer {
             name: layer.name.clone(),
             path: place(&layer.path),
             size: descriptor.size,
-            cached: store.state(&descriptor.digest) == LayerState::Cached,
+            cached: store.state(&layer.spec.key()) == LayerState::Cached,
         }
     }
 }

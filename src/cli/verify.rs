@@ -6,8 +6,7 @@ use super::fetch::{self, Until};
 use super::report::{self, Exit};
 use super::{Session, print};
 use crate::descriptor::Descriptor;
-use crate::digest::Digest;
-use crate::layer::{Archive, Compression, LayerSpec};
+use crate::layer::{Archive, LayerKey, LayerSpec};
 use crate::store::{Store, StoreError, Verdict};
 
 pub(super) fn run(arguments: &Verify) -> Result<Exit, CliError> {
@@ -41,11 +40,11 @@ fn kit(session: &Session, reference: &str, arguments: &Verify) -> Result<Exit, C
 
 fn all(store: &Store) -> Result<Exit, CliError> {
     let mut exit = Exit::Done;
-    for digest in store.layers()? {
-        match spec(store, digest)? {
+    for layer in store.layers()? {
+        match spec(store, layer)? {
             Some(spec) if one(store, &spec)? == Outcome::Damaged => exit = Exit::Content,
             Some(_) => {}
-            None => report::warning(&format!("{digest}: its index is lost; `kitfs verify` with the reference of its kit verifies it")),
+            None => report::warning(&format!("{layer}: its index is lost; `kitfs verify` with the reference of its kit verifies it")),
         }
     }
     Ok(exit)
@@ -74,18 +73,12 @@ fn one(store: &Store, spec: &LayerSpec) -> Result<Outcome, CliError> {
 }
 
 /// What the index of a layer says about it, for a layer whose manifest is not at hand.
-fn spec(store: &Store, digest: Digest) -> Result<Option<LayerSpec>, StoreError> {
-    let describe = |compression, size, diff_id| {
-        let descriptor = Descriptor { media_type: String::new(), digest, size };
-        LayerSpec { descriptor, diff_id, archive: Archive::Tar, compression }
+fn spec(store: &Store, layer: LayerKey) -> Result<Option<LayerSpec>, StoreError> {
+    let describe = |size, diff_id| {
+        let descriptor = Descriptor { media_type: String::new(), digest: layer.digest, size };
+        let archive = if layer.is_tar { Archive::Tar } else { Archive::Raw { size: None } };
+        LayerSpec { descriptor, diff_id, archive, compression: layer.compression }
     };
-    for compression in [Compression::None, Compression::Gzip] {
-        match store.names(&describe(compression, 0, None)) {
-            Ok(Some(index)) => return Ok(Some(describe(compression, index.blob_size(), index.uncompressed()))),
-            Ok(None) => return Ok(None),
-            Err(StoreError::Interpretation { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
+    let index = store.names(&describe(0, None))?;
+    Ok(index.map(|index| describe(index.blob_size(), index.uncompressed())))
 }

@@ -183,18 +183,12 @@ impl Config {
 
 fn package(json: &Json) -> Result<Package, ConfigError> {
     let object = json.object("package", &["name", "version", "description", "license", "authors"])?;
-    let authors = object.array("authors")?.into_iter();
-    let authors = authors.map(|(at, author)| match author {
-        // What Go makes of a null among strings.
-        Json::Null => Ok(String::new()),
-        author => author.string(&at).map(str::to_owned),
-    });
     Ok(Package {
         name: text(&object, "name")?,
         version: text(&object, "version")?,
         description: text(&object, "description")?,
         license: text(&object, "license")?,
-        authors: authors.collect::<Result<_, JsonError>>()?,
+        authors: texts(&object, "authors")?,
     })
 }
 
@@ -233,8 +227,17 @@ fn entries<T>(
     parent.array(key)?.into_iter().map(|(at, entry)| read(&entry.object(&at, &known)?)).collect()
 }
 
-fn text(object: &Object<'_>, key: &str) -> Result<String, ConfigError> {
+pub(super) fn text(object: &Object<'_>, key: &str) -> Result<String, JsonError> {
     Ok(object.string(key)?.unwrap_or_default().to_owned())
+}
+
+pub(super) fn texts(object: &Object<'_>, key: &str) -> Result<Vec<String>, JsonError> {
+    let texts = object.array(key)?.into_iter().map(|(at, text)| match text {
+        // What Go makes of a null among strings.
+        Json::Null => Ok(String::new()),
+        text => text.string(&at).map(str::to_owned),
+    });
+    texts.collect()
 }
 
 fn content(object: &Object<'_>) -> Result<Content, ConfigError> {

@@ -6,9 +6,8 @@
 use std::collections::HashMap;
 
 use super::media::{Format, Media};
-use super::{KitError, KitLayer, LayerKind, Raw, check_meanings, declared, mountable};
+use super::{KitError, KitLayer, LayerKind, Raw, check_meanings, declared, spec_of};
 use crate::descriptor::Descriptor;
-use crate::layer::LayerSpec;
 use crate::oci::Manifest;
 use crate::path::RelPath;
 
@@ -40,9 +39,10 @@ pub(super) fn place(manifest: &Manifest, entries: &[Raw<'_>]) -> Result<(Vec<Kit
             return Err(KitError::UnknownLayer { digest: descriptor.digest, media_type: descriptor.media_type.clone() });
         }
         let path = declared(&format!("the config's `{}`", entry.at), entry.path)?;
-        let (archive, compression) = mountable(descriptor, media)?;
+        let (spec, file) = spec_of(layer, media, None).map_err(|source| KitError::Raw { digest: descriptor.digest, source })?;
         layers.push(KitLayer {
-            spec: LayerSpec { descriptor: descriptor.clone(), diff_id: None, archive, compression },
+            spec,
+            file,
             kind: media.kind,
             prefix: path.parent().unwrap_or_else(RelPath::root),
             path,

@@ -155,7 +155,7 @@ impl Part {
     fn has(self, kind: LayerKind) -> bool {
         match self {
             Self::Whole => true,
-            Self::Model => matches!(kind, LayerKind::Model | LayerKind::ModelPart),
+            Self::Model => kind.is_of_model(),
             Self::Datasets => kind == LayerKind::Dataset,
         }
     }

@@ -16,9 +16,10 @@ impl KitLayer {
         let name = self.name.as_deref().unwrap_or_default();
         let path = self.spelled.as_str();
         match self.kind {
-            LayerKind::Model | LayerKind::ModelPart => selection.takes(FilterType::Model, &[name, path]),
+            LayerKind::Model | LayerKind::ModelPart | LayerKind::ModelConfig => selection.takes(FilterType::Model, &[name, path]),
             LayerKind::Dataset => selection.takes(FilterType::Datasets, &[name, path]),
             LayerKind::Prompt => selection.takes(FilterType::Prompts, &[name, path]),
+            LayerKind::McpServer => selection.takes(FilterType::McpServers, &[name, path]),
             LayerKind::Code => selection.takes(FilterType::Code, &[path]),
             LayerKind::Docs => selection.takes(FilterType::Docs, &[path]),
         }
@@ -26,6 +27,8 @@ impl KitLayer {
 
     /// True if the globs let nothing of the layer show, which its declared path alone tells.
     pub fn is_ruled_out_by(&self, globs: &Globs) -> bool {
-        globs.rules_out(&globs.reach(&self.path))
+        let reach = globs.reach(&self.path);
+        // A bare file is all that stands at its path.
+        globs.rules_out(&reach) || (self.file.is_some() && !globs.shows_declared(&reach, false))
     }
 }

@@ -227,7 +227,7 @@ impl Table {
             parked: Mutex::default(),
             replaced,
         };
-        let mut tape = if is_packed { Tape::Packed(Unpacker::new(file, identity)) } else { Tape::Plain { file, identity, position: 0 } };
+        let mut tape = if is_packed { Tape::Packed(Unpacker::new(file, identity)?) } else { Tape::Plain { file, identity, position: 0 } };
         table.scan(&mut tape, stop)?;
         // What a gzip stream is worth only its end says.
         tape.skip(u64::MAX, stop)?;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::Stop;
 use super::archive::{ArchiveError, Identity, Table, read_at};
 use crate::inflate::Inflate;
+use crate::layer::Compression;
 use crate::limits;
 
 /// A gzip stream, read up to some point. After an error it is of no more use.
@@ -30,9 +31,9 @@ pub(super) struct Unpacker {
 }
 
 impl Unpacker {
-    pub(super) fn new(file: Arc<File>, identity: Identity) -> Self {
-        let inflate = Some(Box::new(Inflate::new(identity.size())));
-        Self { file, identity, taken: 0, inflate, ready: Vec::new(), used: 0, position: 0 }
+    pub(super) fn new(file: Arc<File>, identity: Identity) -> Result<Self, ArchiveError> {
+        let inflate = Inflate::new(Compression::Gzip, identity.size())?.map(Box::new);
+        Ok(Self { file, identity, taken: 0, inflate, ready: Vec::new(), used: 0, position: 0 })
     }
 
     /// How many bytes of the stream came before.
@@ -129,7 +130,7 @@ impl Packed {
         let wanted = self.start + offset;
         let mut unpacker = match self.unpacker.take().filter(|unpacker| unpacker.position() <= wanted) {
             Some(unpacker) => unpacker,
-            None => self.table.unpacker(wanted),
+            None => self.table.unpacker(wanted)?,
         };
         unpacker.skip(wanted - unpacker.position(), stop)?;
         let mut bytes = Vec::with_capacity(most);
@@ -149,11 +150,11 @@ impl Drop for Packed {
 
 impl Table {
     /// The unpacker that has come nearest to `wanted`, or a new one.
-    fn unpacker(&self, wanted: u64) -> Unpacker {
+    fn unpacker(&self, wanted: u64) -> Result<Unpacker, ArchiveError> {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         let before = parked.iter().enumerate().filter(|(_, unpacker)| unpacker.position() <= wanted);
         match before.max_by_key(|(_, unpacker)| unpacker.position()).map(|(at, _)| at) {
-            Some(at) => parked.swap_remove(at),
+            Some(at) => Ok(parked.swap_remove(at)),
             None => Unpacker::new(Arc::clone(&self.file), self.identity),
         }
     }

@@ -67,7 +67,7 @@ fn run(job: &Job) -> Result<(), StoreError> {
     let outcome = synced.clone().and_then(|()| record(&job.store, &job.spec, &job.dir));
     // If it is not lost (there was no room to say that it is durable, no descriptor), the next one to recall it tries again.
     if outcome.as_ref().is_err_and(lost)
-        && let Err(error) = recheck::withdraw(&job.store, &job.spec.descriptor.digest, &job.dir)
+        && let Err(error) = recheck::withdraw(&job.store, &job.spec.key(), &job.dir)
     {
         tracing::error!(layer = %job.spec.descriptor.digest, error = chain(&error), "a layer could not be withdrawn");
     }
@@ -76,7 +76,7 @@ fn run(job: &Job) -> Result<(), StoreError> {
 
 /// Leaves the error where `status` finds it, unless somebody works on the layer already.
 fn report(job: &Job, error: StoreError) {
-    if let Ok(Some(lock)) = IngestLock::attempt(&job.store.locks, &job.spec.descriptor.digest, 0) {
+    if let Ok(Some(lock)) = IngestLock::attempt(&job.store.locks, &job.spec.key(), 0) {
         let reporter = Reporter::begin(&lock, "", job.spec.descriptor.size, Activity::Checking);
         reporter.end::<()>(&Err(error));
     }
@@ -121,14 +121,18 @@ pub(super) fn record(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), S
         rustix::fs::fsync(&visible).map_err(disk(what(VISIBLE)))?;
     }
     dir.sync()?;
-    let name = spec.descriptor.digest.file_name();
+    let name = spec.key().file_name();
     if let Some(index) = store.index.open(&name)? {
         rustix::fs::fsync(&index).map_err(disk(format!("syncing {}", store.index.path_of(&name).display())))?;
     }
     store.index.sync()?;
     store.layers.sync()?;
     if dir.stat(DURABLE)?.is_none() {
-        let file = dir.create(DURABLE)?;
+        // Whoever stored the layer and whoever verified it once more may come to this point together; both are right.
+        let file = match dir.create(DURABLE) {
+            Err(error) if matches!(error.class(), ErrorClass::Disk(libc::EEXIST)) => dir.open(DURABLE)?.ok_or(error)?,
+            created => created?,
+        };
         rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what(DURABLE)))?;
         rustix::fs::fsync(&file).map_err(disk(what(DURABLE)))?;
         dir.sync()?;
@@ -139,15 +143,15 @@ pub(super) fn record(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), S
 /// See [`super::Store::sync`].
 pub(super) fn wait(store: &Arc<Inner>, layer: &VerifiedLayer) -> Result<(), StoreError> {
     let (spec, dir) = (layer.spec(), layer.dir());
-    let digest = &spec.descriptor.digest;
+    let layer = spec.key();
     let begin = Instant::now();
     loop {
         if dir.stat(DURABLE)?.is_some() {
             return Ok(());
         }
-        if !store.layers.names(&digest.file_name(), dir)? {
+        if !store.layers.names(&layer.file_name(), dir)? {
             let reason = "the layer was withdrawn before it was synced".to_owned();
-            return Err(StoreError::Doubtful { layer: *digest, file: DURABLE.into(), reason });
+            return Err(StoreError::Doubtful { layer: layer.digest, file: DURABLE.into(), reason });
         }
         let visible = dir.open(VISIBLE)?.ok_or_else(|| disk(format!("opening {}", dir.path_of(VISIBLE).display()))(Errno::NOENT))?;
         let free = try_lock(&visible, FlockOperation::NonBlockingLockExclusive).map_err(disk("locking `visible`"))?;

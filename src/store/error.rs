@@ -76,16 +76,6 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn Error + Send + Sync>,
     },
-    /// The blob is stored, but was read in another way than is asked for now.
-    #[error("layer {layer}: stored as {stored}, asked for as {asked}")]
-    Interpretation {
-        /// The layer's digest.
-        layer: Digest,
-        /// How it was read when it was stored.
-        stored: &'static str,
-        /// How the manifest at hand wants it read.
-        asked: &'static str,
-    },
     /// The source did not give the layer.
     #[error("layer {layer}")]
     Source {
@@ -139,7 +129,7 @@ impl StoreError {
             Self::Owner { .. } | Self::Writable { .. } => ErrorClass::Disk(libc::EPERM),
             Self::Disk { source, .. } => ErrorClass::of_disk(source),
             Self::Content { .. } | Self::Uncompressed { .. } | Self::Doubtful { .. } => ErrorClass::Content,
-            Self::Refused { .. } | Self::Interpretation { .. } => ErrorClass::Refused,
+            Self::Refused { .. } => ErrorClass::Refused,
             Self::Source { source, .. } => ErrorClass::of_source(source),
             Self::Elsewhere { class, .. } => *class,
             Self::Silent { .. } => ErrorClass::Stalled,

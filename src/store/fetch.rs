@@ -33,7 +33,7 @@ pub(super) fn ensure(
         if let Recall::Ready(layer) = recall(store, spec)? {
             return Ok(layer);
         }
-        match store.flights.join(&spec.descriptor.digest, source) {
+        match store.flights.join(&spec.key(), source) {
             Turn::Look => {}
             Turn::Failed(error) => return Err(error),
             Turn::Lead(leader) => {
@@ -49,7 +49,7 @@ pub(super) fn ensure(
 fn lead(store: &Arc<Inner>, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: &Handle) -> Result<VerifiedLayer, StoreError> {
     let mut watch = Watch::new();
     loop {
-        match watch.claim(&store.locks, &spec.descriptor.digest, source.name(), Instant::now())? {
+        match watch.claim(&store.locks, &spec.key(), source.name(), Instant::now())? {
             Claim::Mine(lock) => return work(store, spec, source, runtime, &lock),
             Claim::Failed(error) => return Err(error),
             Claim::Busy => thread::sleep(Duration::from_millis(limits::LOCK_POLL_MILLIS)),
@@ -102,7 +102,7 @@ fn rounds(
 
 /// Finds out whether a doubtful layer is sound. If so, the next recall is ready; if not, it is absent.
 fn verify_again(store: &Arc<Inner>, spec: &LayerSpec, reporter: &mut Reporter<'_>) -> Result<(), StoreError> {
-    let layer = &spec.descriptor.digest;
+    let layer = &spec.key();
     let Some(dir) = store.layers.open_dir(&layer.file_name())? else { return Ok(()) };
     reporter.activity(Activity::Checking, 0);
     let durable = dir.stat(super::recall::DURABLE)?.is_some();
@@ -180,7 +180,7 @@ fn stream(
     reporter: &mut Reporter<'_>,
     mut ingest: Ingest<'_>,
 ) -> Result<Option<VerifiedLayer>, StoreError> {
-    let name = spec.descriptor.digest.file_name();
+    let name = spec.key().file_name();
     let from = ingest.seen();
     if from < spec.descriptor.size {
         let tick = Duration::from_secs(limits::TICK_SECONDS);

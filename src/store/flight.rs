@@ -11,15 +11,15 @@ use super::dir::Dir;
 use super::error::StoreError;
 use super::locks::IngestLock;
 use super::progress::{Activity, Record};
-use crate::digest::Digest;
 use crate::failure::ErrorClass;
+use crate::layer::LayerKey;
 use crate::limits;
 use crate::source::Source;
 
 /// The layers that this process works on.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    active: Mutex<HashMap<Digest, Arc<Flight>>>,
+    active: Mutex<HashMap<LayerKey, Arc<Flight>>>,
 }
 
 #[derive(Debug)]
@@ -51,13 +51,13 @@ pub(super) enum Turn<'flights> {
 /// The right, and the duty, to work on a layer for all who wait.
 pub(super) struct Leader<'flights> {
     flights: &'flights Flights,
-    layer: Digest,
+    layer: LayerKey,
     flight: Arc<Flight>,
 }
 
 impl Flights {
     /// Takes the lead, or waits until whoever has it is done.
-    pub(super) fn join(&self, layer: &Digest, source: &Arc<dyn Source>) -> Turn<'_> {
+    pub(super) fn join(&self, layer: &LayerKey, source: &Arc<dyn Source>) -> Turn<'_> {
         let flight = {
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
             match active.get(layer) {
@@ -147,7 +147,7 @@ impl Watch {
     }
 
     /// Takes an ingest lock if one is free, or if all who hold one are silent. `now` is the waiter's own clock: no other one is trusted.
-    pub(super) fn claim(&mut self, locks: &Dir, layer: &Digest, source: &str, now: Instant) -> Result<Claim, StoreError> {
+    pub(super) fn claim(&mut self, locks: &Dir, layer: &LayerKey, source: &str, now: Instant) -> Result<Claim, StoreError> {
         let mut all_silent = true;
         for (place, seen) in self.places.iter_mut().enumerate() {
             if let Some(lock) = IngestLock::attempt(locks, layer, place)? {
@@ -196,7 +196,7 @@ impl Seen {
     }
 
     /// The error of an attempt that ended while we waited for it, if it concerns us. `last` is the record now that the lock is free.
-    fn failure(&mut self, layer: &Digest, source: &str, last: Option<Record>) -> Option<StoreError> {
+    fn failure(&mut self, layer: &LayerKey, source: &str, last: Option<Record>) -> Option<StoreError> {
         let first = self.first.take()?;
         let last = last.filter(|last| last.state == Activity::Failed)?;
         let stale = first.is_some_and(|first| first.attempt == last.attempt && first.state == Activity::Failed);
@@ -207,7 +207,7 @@ impl Seen {
             return None;
         }
         let retry_at = fault.retry_at();
-        Some(StoreError::Elsewhere { layer: *layer, class: fault.class, text: fault.text, pid: last.pid, retry_at })
+        Some(StoreError::Elsewhere { layer: layer.digest, class: fault.class, text: fault.text, pid: last.pid, retry_at })
     }
 }
 
@@ -216,15 +216,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::digest::Algorithm;
+    use crate::digest::{Algorithm, Digest};
     use crate::failure::ErrorClass;
+    use crate::layer::Compression;
     use crate::source::SourceError;
     use crate::store::progress::Reporter;
 
     struct Bench {
         _path: tempfile::TempDir,
         locks: Dir,
-        layer: Digest,
+        layer: LayerKey,
         begin: Instant,
     }
 
@@ -232,7 +233,9 @@ mod tests {
         fn new() -> Self {
             let path = tempfile::tempdir().expect("a directory");
             let locks = Dir::open_top(path.path(), rustix::process::geteuid().as_raw()).expect("ours");
-            Self { _path: path, locks, layer: Digest::of(Algorithm::Sha256, b"layer"), begin: Instant::now() }
+            let digest = Digest::of(Algorithm::Sha256, b"layer");
+            let layer = LayerKey { digest, is_tar: true, compression: Compression::None };
+            Self { _path: path, locks, layer, begin: Instant::now() }
         }
 
         fn holder(&self, place: usize) -> IngestLock {

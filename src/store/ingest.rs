@@ -23,7 +23,7 @@ use crate::archive::{SplitError, Splitter};
 use crate::digest::Digest;
 use crate::index::{Index, Stored};
 use crate::inflate::{Inflate, InflateError};
-use crate::layer::{Compression, LayerSpec};
+use crate::layer::{Archive, Compression, LayerKey, LayerSpec};
 use crate::limits;
 use crate::verify::{Check, HashThread, Matched, Unverified};
 
@@ -49,22 +49,22 @@ enum Pipe {
     /// It is it.
     Plain,
     /// By inflating; the content has a digest of its own.
-    Gzip(Box<Inflate>, HashThread),
+    Compressed(Box<Inflate>, HashThread),
 }
 
 impl<'store> Ingest<'store> {
     /// Begins with nothing.
     pub(super) fn begin(store: &'store Arc<Inner>, spec: &'store LayerSpec) -> Result<Self, StoreError> {
-        let work = WorkDir::begin(store, &spec.descriptor.digest)?;
+        let work = WorkDir::begin(store, &spec.key())?;
         let cut = Cut::begin(work.dir(), work.builder()?, Self::reserve(store, spec, 0))?;
-        let pipe = match spec.compression {
-            Compression::None => Pipe::Plain,
-            Compression::Gzip => {
+        let pipe = match Inflate::new(spec.compression, spec.descriptor.size).map_err(|error| inflate_failed(spec, error))? {
+            None => Pipe::Plain,
+            Some(inflate) => {
                 let content = HashThread::start(content_algorithm(spec)).map_err(disk("starting a thread to hash"))?;
-                Pipe::Gzip(Box::new(Inflate::new(spec.descriptor.size)), content)
+                Pipe::Compressed(Box::new(inflate), content)
             }
         };
-        let splitter = Splitter::new(limits::DATA_FILE_BYTES);
+        let splitter = splitter(spec);
         let check = Check::beside(&spec.descriptor).map_err(disk("starting a thread to hash"))?;
         Ok(Self { store, spec, check, pipe, splitter, cut, stream_size: 0, defect: None, work })
     }
@@ -76,7 +76,7 @@ impl<'store> Ingest<'store> {
         spec: &'store LayerSpec,
         tick: &mut dyn FnMut(u64),
     ) -> Result<Option<Self>, StoreError> {
-        let Some(work) = WorkDir::find(store, &spec.descriptor.digest)? else { return Ok(None) };
+        let Some(work) = WorkDir::find(store, &spec.key())? else { return Ok(None) };
         if spec.compression != Compression::None {
             return Ok(None);
         }
@@ -84,7 +84,7 @@ impl<'store> Ingest<'store> {
             work.dir().unlink(made_at_the_end)?;
         }
         let mut check = Check::beside(&spec.descriptor).map_err(disk("starting a thread to hash"))?;
-        let mut splitter = Splitter::new(limits::DATA_FILE_BYTES);
+        let mut splitter = splitter(spec);
         let mut follow = Follow::new(Some(work.builder()?));
         let resumed = {
             let Some(mut replay) = Replay::begin(work.dir())? else { return Ok(None) };
@@ -103,6 +103,9 @@ impl<'store> Ingest<'store> {
         };
         let Some(builder) = follow.into_builder() else { return Ok(None) };
         let stream_size = check.seen();
+        if stream_size == 0 {
+            return Ok(None);
+        }
         let cut = Cut::resume(work.dir(), builder, Self::reserve(store, spec, stream_size), &resumed)?;
         Ok(Some(Self { store, spec, check, pipe: Pipe::Plain, splitter, cut, stream_size, defect: None, work }))
     }
@@ -146,13 +149,13 @@ impl<'store> Ingest<'store> {
         }
         let content = match pipe {
             Pipe::Plain => layer,
-            Pipe::Gzip(inflate, content) => {
-                inflate.finish().map_err(|error| refused(&layer, error))?;
+            Pipe::Compressed(inflate, content) => {
+                inflate.finish().map_err(|error| inflate_failed(spec, error))?;
                 content.finish()
             }
         };
-        splitter.finish().map_err(|error| split_failed(&layer, &mut cut, error))?;
-        expect_content(spec, &content)?;
+        splitter.finish(&mut cut).map_err(|error| split_failed(&layer, &mut cut, error))?;
+        expect_content(spec, &content, stream_size)?;
 
         let Written { builder, pack, kept } = cut.finish()?;
         let what = || format!("indexing layer {layer}");
@@ -175,14 +178,14 @@ impl<'store> Ingest<'store> {
         let index = Index::map(&index_file, &layer).map_err(|error| not_refused(&what(), &error))?;
         let visible = write_visible(store, &dir, content)?;
 
-        let lock = UseLock::take(&store.locks, &layer)?;
-        if !place(store, &layer, &mut work, matched)? {
+        let lock = UseLock::take(&store.locks, &spec.key())?;
+        if !place(store, &spec.key(), &mut work, matched)? {
             return Ok(None);
         }
         let how = kept.map_or(How::Reread, How::Kept);
         let in_place = || {
             let fd = dir.duplicate().map_err(disk("keeping a layer's directory open"))?;
-            Ok::<_, StoreError>(Dir::adopt(fd, store.layers.path_of(&layer.file_name())))
+            Ok::<_, StoreError>(Dir::adopt(fd, store.layers.path_of(&spec.key().file_name())))
         };
         durable::start(Job { store: Arc::clone(store), spec: spec.clone(), dir: in_place()?, _lock: visible, how });
         let parts = Parts { spec: spec.clone(), lock, dir: in_place()?, pack, index_file, index };
@@ -191,14 +194,14 @@ impl<'store> Ingest<'store> {
 
     fn take(&mut self, piece: &Bytes) -> Result<(), StoreError> {
         let layer = self.spec.descriptor.digest;
-        let Self { pipe, splitter, cut, stream_size, .. } = self;
+        let Self { spec, pipe, splitter, cut, stream_size, .. } = self;
         match pipe {
             Pipe::Plain => {
                 *stream_size += piece.len() as u64;
                 cut.piece(piece);
                 splitter.write(piece, cut).map_err(|error| split_failed(&layer, cut, error))
             }
-            Pipe::Gzip(inflate, content) => {
+            Pipe::Compressed(inflate, content) => {
                 let outcome = inflate.write::<PipeError>(piece, &mut |made| {
                     *stream_size += made.len() as u64;
                     let made = Bytes::copy_from_slice(made);
@@ -207,7 +210,7 @@ impl<'store> Ingest<'store> {
                     Ok(splitter.write(&made, cut)?)
                 });
                 outcome.map_err(|error| match error {
-                    PipeError::Inflate(error) => refused(&layer, error),
+                    PipeError::Inflate(error) => inflate_failed(spec, error),
                     PipeError::Split(error) => split_failed(&layer, cut, error),
                 })
             }
@@ -218,7 +221,7 @@ impl<'store> Ingest<'store> {
         match spec.compression {
             _ if !store.abilities.fallocate => Reserve::Never,
             Compression::None => Reserve::Whole(spec.descriptor.size.saturating_sub(seen)),
-            Compression::Gzip => Reserve::Steps,
+            Compression::Gzip | Compression::Zstd => Reserve::Steps,
         }
     }
 }
@@ -242,6 +245,23 @@ impl From<SplitError> for PipeError {
 
 fn refused(layer: &Digest, error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
     StoreError::Refused { layer: *layer, source: Arc::new(error) }
+}
+
+/// How the content of a layer is cut.
+fn splitter(spec: &LayerSpec) -> Splitter {
+    match (spec.archive, spec.compression) {
+        (Archive::Tar, _) => Splitter::new(limits::DATA_FILE_BYTES),
+        (Archive::Raw { size: None }, Compression::None) => Splitter::raw(Some(spec.descriptor.size)),
+        (Archive::Raw { size }, _) => Splitter::raw(size),
+    }
+}
+
+/// Whose fault it was: the layer's, or that there is no memory.
+fn inflate_failed(spec: &LayerSpec, error: InflateError) -> StoreError {
+    if error.is_refusal() {
+        return refused(&spec.descriptor.digest, error);
+    }
+    disk(format!("storing layer {}", spec.descriptor.digest))(rustix::io::Errno::NOMEM)
 }
 
 /// Whose fault it was: the archive's, or the disk's.
@@ -271,7 +291,7 @@ fn reopen(dir: &Dir, name: &str) -> Result<File, StoreError> {
 }
 
 /// The one step that makes a layer visible: index first, then the directory, if nobody was faster. Asks for the proof that it matched.
-fn place(store: &Inner, layer: &Digest, work: &mut WorkDir<'_>, _: Matched) -> Result<bool, StoreError> {
+fn place(store: &Inner, layer: &LayerKey, work: &mut WorkDir<'_>, _: Matched) -> Result<bool, StoreError> {
     let name = layer.file_name();
     let _decision = DecisionLock::take(&store.top)?;
     if store.layers.stat(&name)?.is_some() {

@@ -138,7 +138,7 @@ impl VerifiedLayer {
 
     fn doubt(&self, file: &str, reason: String) -> StoreError {
         let layer = self.0.spec.descriptor.digest;
-        recall::doubt(&self.0.store, &layer, &self.0.index_file);
+        recall::doubt(&self.0.store, &self.0.spec.key(), &self.0.index_file);
         tracing::warn!(%layer, file, %reason, "a file of the cache is not as it was when it was verified");
         StoreError::Doubtful { layer, file: file.to_owned(), reason }
     }

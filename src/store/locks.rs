@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
-use crate::digest::Digest;
+use crate::layer::LayerKey;
 use crate::limits;
 
 /// Takes `operation` (a non-blocking one) on `file`; false if somebody else is in the way.
@@ -60,7 +60,7 @@ pub(super) struct UseLock(OwnedFd);
 
 impl UseLock {
     /// Takes the lock without waiting; `None` if nobody ever stored the layer, or if it is being evicted right now.
-    pub(super) fn existing(locks: &Dir, layer: &Digest) -> Result<Option<Self>, StoreError> {
+    pub(super) fn existing(locks: &Dir, layer: &LayerKey) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer);
         let Some(file) = locks.open(&name)? else { return Ok(None) };
         let taken = try_lock(&file, FlockOperation::NonBlockingLockShared).map_err(disk(format!("locking {name}")))?;
@@ -68,7 +68,7 @@ impl UseLock {
     }
 
     /// Takes the lock, which is made if it is not there.
-    pub(super) fn take(locks: &Dir, layer: &Digest) -> Result<Self, StoreError> {
+    pub(super) fn take(locks: &Dir, layer: &LayerKey) -> Result<Self, StoreError> {
         let file = locks.lock_file(&Self::name(layer))?;
         wait_for(&file, FlockOperation::NonBlockingLockShared, &layer.to_string(), "the use lock")?;
         Ok(Self(file.into()))
@@ -84,7 +84,7 @@ impl UseLock {
         self.0.try_clone()
     }
 
-    fn name(layer: &Digest) -> String {
+    fn name(layer: &LayerKey) -> String {
         format!("{}.use", layer.file_name())
     }
 }
@@ -98,7 +98,7 @@ pub(super) struct IngestLock {
 
 impl IngestLock {
     /// Takes the lock without waiting.
-    pub(super) fn attempt(locks: &Dir, layer: &Digest, place: usize) -> Result<Option<Self>, StoreError> {
+    pub(super) fn attempt(locks: &Dir, layer: &LayerKey, place: usize) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer, place);
         let file = locks.lock_file(&name)?;
         let taken = try_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
@@ -106,7 +106,7 @@ impl IngestLock {
     }
 
     /// Opens the file to look at the record; `None` if nobody ever worked on the layer at this place.
-    pub(super) fn look(locks: &Dir, layer: &Digest, place: usize) -> Result<Option<File>, StoreError> {
+    pub(super) fn look(locks: &Dir, layer: &LayerKey, place: usize) -> Result<Option<File>, StoreError> {
         locks.open(&Self::name(layer, place))
     }
 
@@ -128,7 +128,7 @@ impl IngestLock {
         &self.file
     }
 
-    fn name(layer: &Digest, place: usize) -> String {
+    fn name(layer: &LayerKey, place: usize) -> String {
         match place {
             0 => format!("{}.ingest", layer.file_name()),
             place => format!("{}.ingest.{place}", layer.file_name()),

@@ -22,7 +22,7 @@ use crate::archive::{SplitError, Splitter};
 use crate::digest::{Digest, Hasher};
 use crate::failure::{ErrorClass, chain};
 use crate::index::{FileFacts, Index, IndexBuilder, Stored};
-use crate::layer::{Compression, LayerSpec};
+use crate::layer::{Archive, Compression, LayerKey, LayerSpec};
 use crate::verify::HashThread;
 
 /// What is on disk.
@@ -79,10 +79,10 @@ pub(super) fn recheck(
         .finish(&file, &stored, &mut known)
         .map_err(|error| if error.is_refusal() { refused(&layer, error) } else { not_refused("building an index", &error) })?;
     rustix::fs::fchmod(&file, COMMITTED).map_err(disk("setting the mode of an index"))?;
-    if !same_as_stored(store, &layer, &file)? {
-        install_index(store, &layer, dir, work)?;
+    if !same_as_stored(store, &spec.key(), &file)? {
+        install_index(store, &spec.key(), dir, work)?;
     }
-    recall::settle(store, &layer);
+    recall::settle(store, &spec.key());
     Ok(Found::Sound)
 }
 
@@ -112,7 +112,11 @@ pub(super) fn read_back(
     };
     // How the files were cut is read from what is there, not from what this version would do.
     let cut: HashSet<u32> = dir.list()?.iter().filter_map(|name| data_ordinal(name)).collect();
-    let mut splitter = Splitter::cutting(move |ordinal, _| cut.contains(&ordinal));
+    let mut splitter = match spec.archive {
+        Archive::Tar => Splitter::cutting(move |ordinal, _| cut.contains(&ordinal)),
+        // All there is of it counts, whatever its size should be: the digest tells.
+        Archive::Raw { .. } => Splitter::raw(None),
+    };
     let mut follow = Follow::new(builder);
     let mut hash = HashThread::start(algorithm).map_err(disk("starting a thread to hash"))?;
     let mut size = 0;
@@ -149,7 +153,7 @@ pub(super) fn read_back(
     if expected != Some(content) {
         return Ok(ReadBack { found: damaged(content), content, content_size: size, builder: None });
     }
-    match defect.map_or_else(|| splitter.finish().map(drop), Err) {
+    match defect.map_or_else(|| splitter.finish(&mut follow).map(drop), Err) {
         Ok(()) => Ok(ReadBack { found: Found::Sound, content, content_size: size, builder: follow.into_builder() }),
         Err(error) if error.is_refusal() => Err(refused(&layer, error)),
         Err(error) => Err(not_refused("verifying a layer", &error)),
@@ -182,7 +186,7 @@ fn settle_files(store: &Inner, dir: &Dir) -> Result<HashMap<String, FileFacts>, 
 }
 
 /// True if the index in its place has the very bytes of `built`.
-fn same_as_stored(store: &Inner, layer: &Digest, built: &File) -> Result<bool, StoreError> {
+fn same_as_stored(store: &Inner, layer: &LayerKey, built: &File) -> Result<bool, StoreError> {
     let Some(old) = store.index.open(&layer.file_name())? else { return Ok(false) };
     let compare = || -> io::Result<bool> {
         let length = built.metadata()?.len();
@@ -207,7 +211,7 @@ fn same_as_stored(store: &Inner, layer: &Digest, built: &File) -> Result<bool, S
     Ok(compare().unwrap_or(false))
 }
 
-fn install_index(store: &Inner, layer: &Digest, dir: &Dir, work: &WorkDir<'_>) -> Result<(), StoreError> {
+fn install_index(store: &Inner, layer: &LayerKey, dir: &Dir, work: &WorkDir<'_>) -> Result<(), StoreError> {
     let name = layer.file_name();
     let _decision = DecisionLock::take(&store.top)?;
     if store.layers.names(&name, dir)? {
@@ -234,7 +238,7 @@ pub(super) fn make_durable(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result
 }
 
 /// Takes a layer out of its place, if `dir` is what is there, and removes it. Those who have it open keep what they have open.
-pub(super) fn withdraw(store: &Inner, layer: &Digest, dir: &Dir) -> Result<(), StoreError> {
+pub(super) fn withdraw(store: &Inner, layer: &LayerKey, dir: &Dir) -> Result<(), StoreError> {
     let name = layer.file_name();
     let trash = format!("{name}.{:016x}", fastrand::u64(..));
     {

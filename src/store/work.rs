@@ -13,9 +13,9 @@ use super::Inner;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
 use super::locks::try_lock;
-use crate::digest::Digest;
 use crate::failure::chain;
 use crate::index::IndexBuilder;
+use crate::layer::LayerKey;
 use crate::limits;
 
 /// The file that says by whom a directory was begun.
@@ -34,7 +34,7 @@ pub(super) struct WorkDir<'store> {
 
 impl<'store> WorkDir<'store> {
     /// Begins an empty one.
-    pub(super) fn begin(store: &'store Inner, layer: &Digest) -> Result<Self, StoreError> {
+    pub(super) fn begin(store: &'store Inner, layer: &LayerKey) -> Result<Self, StoreError> {
         let work = Self::unheld(store, layer)?;
         if let Some(stamp) = stamp(store) {
             let what = || format!("writing {}", work.dir.path_of(STAMP).display());
@@ -44,7 +44,7 @@ impl<'store> WorkDir<'store> {
     }
 
     /// Makes and locks a new one. Whoever sweeps may be faster with the lock, and then removes what looks left behind; the next one is ours.
-    fn unheld(store: &'store Inner, layer: &Digest) -> Result<Self, StoreError> {
+    fn unheld(store: &'store Inner, layer: &LayerKey) -> Result<Self, StoreError> {
         let mut attempts = 0;
         loop {
             let name = format!("{}.{:016x}", layer.file_name(), fastrand::u64(..));
@@ -60,7 +60,7 @@ impl<'store> WorkDir<'store> {
     }
 
     /// Finds one that was left behind and can be gone on with. Others of the layer that nobody holds are removed.
-    pub(super) fn find(store: &'store Inner, layer: &Digest) -> Result<Option<Self>, StoreError> {
+    pub(super) fn find(store: &'store Inner, layer: &LayerKey) -> Result<Option<Self>, StoreError> {
         let prefix = format!("{}.", layer.file_name());
         let mut found = None;
         for name in store.ingest.list()?.into_iter().filter(|name| name.starts_with(&prefix)) {

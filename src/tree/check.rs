@@ -34,6 +34,9 @@ impl Tree {
                 if record.kind != Kind::Folder || record.child_count > 0 {
                     return Err(not_owned(&path));
                 }
+                if self.declared_file(rank).is_some() {
+                    return Err(TreeError::FolderOverFile { layer: *layer, path: path.to_string() });
+                }
                 continue;
             }
             if !inside && !of.path.starts_with(&path) {
@@ -50,7 +53,7 @@ impl Tree {
                 let below = path.join(name).map_err(|_| not_owned(&path))?;
                 if self.anchor_at(&below).is_some() || !inside {
                     pending.push((below, child));
-                } else if path.is_root() && name == KITFILE {
+                } else if path.is_root() && name == KITFILE && self.kitfile_size.is_some() {
                     return Err(not_owned(&below));
                 }
             }

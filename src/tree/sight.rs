@@ -169,6 +169,11 @@ impl Tree {
         let mut kind = Kind::Folder;
         if let Some(group) = anchor.owner {
             match self.groups[group.0].known.get() {
+                // What the plan knows to be a file is there, whether its layer came or not.
+                _ if self.groups[group.0].file.is_some() => {
+                    there = true;
+                    kind = Kind::File;
+                }
                 None => unknown = Some(group),
                 Some(indexed) => {
                     if let Some((slot, entry)) = self.first_entry(group, indexed, rank) {

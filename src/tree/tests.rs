@@ -42,6 +42,10 @@ fn index(rank: usize, entries: &[(String, Option<u64>)]) -> Index {
     Index::map(&out, &digest(rank)).expect("readable")
 }
 
+fn place(rank: usize, text: &str, file: Option<DeclaredFile>) -> Place {
+    Place { digest: digest(rank), path: path(text), prefix: RelPath::root(), size: 1, file }
+}
+
 fn tree(layers: &[&str]) -> Tree {
     filtered(layers, &Globs::default())
 }
@@ -49,11 +53,14 @@ fn tree(layers: &[&str]) -> Tree {
 /// The tree of these layers under the globs, as a plan leaves it.
 fn filtered(layers: &[&str], globs: &Globs) -> Tree {
     let left_out = layers.iter().map(|text| path(text)).filter(|path| globs.rules_out(&globs.reach(path))).collect();
-    let places =
-        layers.iter().enumerate().map(|(rank, text)| Place { digest: digest(rank), path: path(text), prefix: RelPath::root(), size: 1 });
+    let places = layers.iter().enumerate().map(|(rank, text)| place(rank, text, None));
     let places = places.filter(|place| !globs.rules_out(&globs.reach(&place.path)));
     let kitfile = globs.shows(&globs.reach(&path("Kitfile")), false);
     Tree::new(places.collect(), kitfile.then_some(5), Shown { globs: globs.clone(), left_out }).expect("a plan")
+}
+
+fn raw(size: Option<u64>) -> Option<DeclaredFile> {
+    Some(DeclaredFile { mode: 0o200, mtime: 7, size })
 }
 
 fn entries(list: &[(&str, Option<u64>)]) -> Vec<(String, Option<u64>)> {
@@ -84,6 +91,17 @@ impl Model {
             }
         }
         archives.into_iter().map(|archive| archive.into_iter().collect()).collect()
+    }
+
+    /// The layers that are declared to be files: of those that have a file for themselves some, and the sizes of some of these are declared too.
+    fn raw(&self, which: u8, sized: u8) -> Vec<Option<DeclaredFile>> {
+        let layers = self.layers.iter().enumerate();
+        let alone = |text: &String| self.layers.iter().filter(|other| *other == text).count() == 1;
+        let file = |(rank, text): (usize, &String)| {
+            let size = (*self.entries.get(text)?).filter(|_| alone(text) && which >> rank & 1 == 1)?;
+            raw((sized >> rank & 1 == 1).then_some(size))
+        };
+        layers.map(file).collect()
     }
 
     /// Every path that a mount has to show in the end.
@@ -165,9 +183,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_answer_is_the_models_and_comes_when_it_can(model in model(), order in any::<prop::sample::Index>(), from in 0..12u64) {
-        let layers: Vec<&str> = model.layers.iter().map(String::as_str).collect();
-        let tree = tree(&layers);
+    fn every_answer_is_the_models_and_comes_when_it_can(model in model(), order in any::<prop::sample::Index>(), from in 0..12u64, which: u8, sized: u8) {
+        let raw = model.raw(which, sized);
+        let places = model.layers.iter().zip(&raw).enumerate().map(|(rank, (text, file))| place(rank, text, *file));
+        let tree = Tree::new(places.collect(), Some(5), Shown::default()).expect("a plan");
         let archives = model.archives();
         let shown = model.shown();
         let mut groups: Vec<Group> = tree.groups().collect();
@@ -185,6 +204,11 @@ proptest! {
                         prop_assert_eq!(tree.node(id).expect("an id of this tree"), node);
                     }
                     Lookup::Absent => prop_assert!(false, "{} is denied", text),
+                    Lookup::Unsized(node, attributes) => {
+                        prop_assert!(size.is_some() && tree.is_declared_file(node) && attributes.size == 0, "{}", text);
+                        prop_assert!(matches!(tree.attributes(node), Ok(Known::Unknown(waits)) if Some(waits) == group && !tree.is_known(waits)));
+                        prop_assert!(matches!(tree.file(node), Ok(Known::Is(_))), "it can be opened");
+                    }
                     Lookup::Unknown(_, waits) | Lookup::Cold(waits) => {
                         prop_assert!(!tree.is_known(waits));
                         // It waits for what covers it and nothing else.
@@ -197,6 +221,15 @@ proptest! {
                 prop_assert!(!matches!(walk(&tree, absent), Lookup::Found(..)), "{}", absent);
             }
             if let Some(&group) = groups.get(known) {
+                let rank = tree.slots(group)[0] as usize - 1;
+                if let Some(file) = raw[rank] {
+                    prop_assert_eq!(tree.is_known(group), file.size.is_some());
+                    if file.size.is_none() {
+                        let size = model.entries[&model.layers[rank]];
+                        tree.learn(group, vec![index(rank, &[("file".to_owned(), size)])]).expect("a file");
+                    }
+                    continue;
+                }
                 let indexes = tree.slots(group).iter().map(|&slot| index(slot as usize - 1, &archives[slot as usize - 1])).collect();
                 tree.learn(group, indexes).expect("disjoint layers");
             }
@@ -251,12 +284,70 @@ fn members_of_a_group_share_folders_and_no_name() {
 }
 
 #[test]
+fn without_a_generated_kitfile_the_name_is_like_any_other() {
+    let bare = |layers: &[&str]| {
+        let place = |(rank, text): (usize, &&str)| place(rank, text, None);
+        Tree::new(layers.iter().enumerate().map(place).collect(), None, Shown::default()).expect("a plan")
+    };
+    let names = |tree: &Tree| list(tree, Node::Anchor(0), 0).into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    let tree = bare(&["here"]);
+    assert_eq!((walk(&tree, "Kitfile"), names(&tree)), (Lookup::Absent, vec!["here".to_owned()]));
+    // The number that the generated one would have.
+    let free = NodeId::new(0, tree.unowned.len() as u32 + 1, 1);
+    assert!(matches!(tree.node(free), Err(TreeError::NoSuchNode(_))));
+    assert_eq!(tree.known_entries(), 2);
+    for declared in ["Kitfile", "."] {
+        let tree = bare(&[declared]);
+        tree.learn(Group(0), vec![index(0, &entries(&[("Kitfile", Some(9))]))]).expect("owned");
+        assert!(matches!(walk(&tree, "Kitfile"), Lookup::Found(_, Attributes { size: 9, .. })), "{declared}");
+        assert_eq!(names(&tree), ["Kitfile"], "{declared}");
+    }
+}
+
+#[test]
 fn a_declared_path_that_its_layer_does_not_have_is_absent_in_the_end() {
     let tree = tree(&["gone", "here"]);
     assert!(matches!(walk(&tree, "gone"), Lookup::Unknown(..)));
     tree.learn(tree.group_of(1), vec![index(0, &[])]).expect("an empty layer");
     assert_eq!(walk(&tree, "gone"), Lookup::Absent);
     assert_eq!(list(&tree, Node::Anchor(0), 0).into_iter().map(|(_, name)| name).collect::<Vec<_>>(), ["Kitfile", "here"]);
+}
+
+#[test]
+fn a_declared_file_is_known_without_its_layer() {
+    let places = vec![place(0, ".", None), place(1, "w/m.bin", raw(Some(9))), place(2, "z.gz", raw(None))];
+    let tree = Tree::new(places, Some(5), Shown::default()).expect("a plan");
+    let Lookup::Found(node, attributes) = walk(&tree, "w/m.bin") else { panic!("known") };
+    assert_eq!(attributes, Attributes { kind: Kind::File, mode: 0o644, size: 9, mtime: 7 });
+    assert_eq!(tree.file(node).expect("sound"), Known::Is(FileAt { slot: 2, entry: RAW_RANK }));
+    assert_eq!(tree.lookup(node, b"x").expect("sound"), Lookup::Absent);
+    assert_eq!(tree.layer_of(node), Some(2));
+    let Lookup::Unsized(node, attributes) = walk(&tree, "z.gz") else { panic!("a file") };
+    assert_eq!((attributes.kind, attributes.mode, attributes.mtime), (Kind::File, 0o644, 7));
+    assert_eq!(tree.lookup(node, b"x").expect("sound"), Lookup::Absent);
+    // The kernel keeps the id that it got before the size was known.
+    let id = tree.id(node, Kind::File, 0);
+    tree.learn(tree.group_of(3), vec![index(2, &entries(&[("file", Some(3))]))]).expect("a file");
+    assert!(matches!(walk(&tree, "z.gz"), Lookup::Found(same, Attributes { size: 3, .. }) if tree.id(same, Kind::File, 0) == id));
+    // Another layer that is at its place is refused, whatever it has there.
+    for wrong in [&[("w", None), ("w/m.bin", None)][..], &[("w", None), ("w/m.bin", Some(1))], &[("w", Some(1))], &[("z.gz", None)]] {
+        tree.learn(Group(0), vec![index(0, &entries(wrong))]).expect_err("in the way");
+    }
+}
+
+#[test]
+fn a_declared_file_stands_alone() {
+    for (one, other) in [("m", "m"), ("m", "m/x"), ("m/x", "m"), ("x", "."), (".", "x")] {
+        for swap in [false, true] {
+            let mut places = [place(0, one, raw(Some(1))), place(1, other, None)];
+            if swap {
+                places.swap(0, 1);
+            }
+            let in_the_way = path(other).starts_with(&path(one));
+            assert_eq!(Tree::new(places.into(), Some(5), Shown::default()).is_err(), in_the_way, "{one} and {other}");
+        }
+        assert!(Tree::new(vec![place(0, one, raw(None)), place(1, other, raw(None))], Some(5), Shown::default()).is_err());
+    }
 }
 
 #[test]
@@ -344,6 +435,7 @@ proptest! {
                         prop_assert_eq!((attributes.kind == Kind::File, attributes.size), (size.is_some(), size.unwrap_or(0)), "{}", text);
                     }
                     Lookup::Absent => prop_assert!(!in_sight.contains(text), "{} is denied; {} known", text, known),
+                    Lookup::Unsized(..) => prop_assert!(false, "no layer is a bare file"),
                     Lookup::Unknown(_, waits) | Lookup::Cold(waits) => prop_assert!(!tree.is_known(waits), "{}", text),
                 }
             }
@@ -408,6 +500,7 @@ fn a_folder_above_layers_waits_for_the_cheapest_that_may_show_something() {
         path: path(text),
         prefix: RelPath::root(),
         size: *size,
+        file: None,
     };
     let tree = |globs: Globs| {
         Tree::new(sizes.iter().enumerate().map(place).collect(), None, Shown { globs, left_out: Vec::new() }).expect("a plan")
@@ -435,7 +528,8 @@ fn a_folder_above_layers_waits_for_the_cheapest_that_may_show_something() {
 
 #[test]
 fn a_folder_that_an_earlier_layer_made_has_the_mode_that_it_was_made_with() {
-    let place = |rank: usize, text: &str, prefix: &str| Place { digest: digest(rank), path: path(text), prefix: path(prefix), size: 1 };
+    let place =
+        |rank: usize, text: &str, prefix: &str| Place { digest: digest(rank), path: path(text), prefix: path(prefix), size: 1, file: None };
     for (places, mode) in [
         ([place(0, "m/net", "m"), place(1, ".", ".")], 0o755),
         ([place(0, ".", "."), place(1, "m/net", "m")], 0o640 | 0o555),

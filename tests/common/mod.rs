@@ -4,6 +4,7 @@
 pub mod docker_registry;
 pub mod fixtures;
 pub mod kitfs;
+pub mod modelpack;
 pub mod pack;
 pub mod process;
 pub mod registry;

@@ -1,4 +1,4 @@
-//! A packer: makes a kit from a tree of files by the rules of kit 0.5 to 1.9.
+//! A packer: makes a kit from a tree of files by the rules of kit 0.5 to 1.9, and the layers of kit 1.15 if it is told to.
 //!
 //! The tar bytes are those of Go's `archive/tar` as kit uses it, so that a layer gets the digest that the real kit gives it; gzip bytes
 //! are another encoder's, so there only the diffId is the same. `mounts/packer.rs` proves both against fixtures of the real kit.
@@ -53,6 +53,13 @@ impl Tree {
             }
         }
         self.0.insert(path.to_vec(), node);
+    }
+
+    /// Adds a file if there is none, and the folders above it that are missing.
+    fn file_in_place(&mut self, path: &str, mode: u32, content: &Arc<Vec<u8>>) {
+        if !self.0.contains_key(path.as_bytes()) {
+            self.put(path.as_bytes(), Node::File { mode, content: Arc::clone(content) });
+        }
     }
 
     /// The content of a file.
@@ -134,7 +141,35 @@ pub enum Packing {
     #[default]
     Plain,
     Gzip,
+    Zstd,
+    /// One file, as it is.
+    Raw,
+    RawGzip,
+    RawZstd,
+    /// As [`Packing::RawGzip`], but the manifest says of it only where it stands.
+    RawGzipUnsized,
 }
+
+impl Packing {
+    fn is_raw(self) -> bool {
+        !matches!(self, Self::Plain | Self::Gzip | Self::Zstd)
+    }
+
+    /// The blob of a content, and what it adds to the media type.
+    fn blob(self, content: Vec<u8>) -> (Vec<u8>, &'static str) {
+        match self {
+            Self::Plain => (content, "tar"),
+            Self::Gzip => (gzip(&content), "tar+gzip"),
+            Self::Zstd => (zstd(&content), "tar+zstd"),
+            Self::Raw => (content, "raw"),
+            Self::RawGzip | Self::RawGzipUnsized => (gzip(&content), "raw+gzip"),
+            Self::RawZstd => (zstd(&content), "raw+zstd"),
+        }
+    }
+}
+
+/// The modification time of raw files, as their metadata has it.
+pub const RAW_MTIME: i64 = 1_781_518_830;
 
 /// What a Kitfile says of the layers.
 #[derive(Debug, Clone)]
@@ -165,6 +200,14 @@ impl Kitfile {
 
     pub fn plain(self) -> Self {
         self.packing(Packing::Plain)
+    }
+
+    pub fn zstd(self) -> Self {
+        self.packing(Packing::Zstd)
+    }
+
+    pub fn raw(self) -> Self {
+        self.packing(Packing::Raw)
     }
 
     pub fn entry(mut self, section: Section, path: &str) -> Self {
@@ -212,21 +255,30 @@ impl Kitfile {
         let mut shown = Tree::new();
         let mut layers = Vec::new();
         for ((section, written, packing), path) in entries.iter().zip(&paths) {
-            let (tar, files) = layer(tree, path, &paths, &mut shown);
-            let diff_id = sha256(&tar);
-            let (blob, suffix) = match packing {
-                Packing::Plain => (tar, ""),
-                Packing::Gzip => (gzip(&tar), "+gzip"),
+            let mut annotations = Map::new();
+            let (content, files) = if packing.is_raw() {
+                let Some(Node::File { mode, content }) = tree.0.get(path.as_bytes()) else { panic!("no file {path} in the tree") };
+                shown.file_in_place(path, *mode, content);
+                annotations.insert("org.cncf.model.filepath".into(), path.as_str().into());
+                if *packing != Packing::RawGzipUnsized {
+                    annotations.insert("org.cncf.model.file.metadata+json".into(), metadata(path, *mode, content.len()).into());
+                }
+                (content.to_vec(), vec![path.as_bytes().to_vec()])
+            } else {
+                layer(tree, path, &paths, &mut shown)
             };
+            let diff_id = sha256(&content);
+            let (blob, format) = packing.blob(content);
             layers.push(Layer {
                 section: *section,
                 written: written.clone(),
                 path: path.clone(),
-                media_type: format!("application/vnd.kitops.modelkit.{}.v1.tar{suffix}", section.base()),
+                media_type: format!("application/vnd.kitops.modelkit.{}.v1.{format}", section.base()),
                 digest: sha256(&blob),
                 diff_id,
                 blob: Arc::new(blob),
                 files,
+                annotations,
             });
         }
         let config = self.config(&layers).to_string().into_bytes();
@@ -292,11 +344,17 @@ pub struct Layer {
     pub blob: Arc<Vec<u8>>,
     /// The files in it, not the folders.
     pub files: Vec<Vec<u8>>,
+    /// What the manifest notes about it.
+    pub annotations: Map<String, Value>,
 }
 
 impl Layer {
     fn descriptor(&self) -> Value {
-        json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.blob.len() })
+        let mut descriptor = json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.blob.len() });
+        if !self.annotations.is_empty() {
+            descriptor["annotations"] = self.annotations.clone().into();
+        }
+        descriptor
     }
 
     fn entry(&self) -> Value {
@@ -403,6 +461,22 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(content).expect("memory");
     encoder.finish().expect("memory")
+}
+
+/// One frame with a checksum, as kit's encoder writes it.
+fn zstd(content: &[u8]) -> Vec<u8> {
+    let mut context = zstd_safe::CCtx::create();
+    context.set_parameter(zstd_safe::CParameter::ChecksumFlag(true)).expect("a known parameter");
+    let mut frame = Vec::with_capacity(zstd_safe::compress_bound(content.len()));
+    context.compress2(&mut frame, content).expect("memory");
+    frame
+}
+
+/// What kit 1.15 notes of the file of a raw layer.
+fn metadata(path: &str, mode: u32, size: usize) -> String {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let mtime = "2026-06-15T10:20:30.123456789Z";
+    json!({ "name": name, "mode": mode, "uid": 0, "gid": 0, "size": size, "mtime": mtime, "typeflag": 48 }).to_string()
 }
 
 /// One member as Go's tar writer writes it: USTAR if it fits, else PAX.

@@ -7,59 +7,67 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::common::kitfs::{Host, Mode};
+use crate::common::pack::Kit;
 use crate::common::process::within;
 use crate::common::registry::{Fault, Registry, Target, Times};
 use crate::common::shown::{assert_shows, of_tree};
-use crate::kits::standard;
+use crate::kits::{newer, standard};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
 crate::in_both_modes!(a_cache_that_changed_on_disk_is_checked_before_use, a_lost_index_is_made_again_without_network);
 
+/// A kit whose layers are tars, and one whose are of the newer kinds.
+const KITS: [fn() -> Kit; 2] = [standard, newer];
+
 /// An accident: a bit of a file of the cache is another one, so its ctime is too.
 fn a_cache_that_changed_on_disk_is_checked_before_use(mode: Mode) {
-    let host = Host::new(mode);
-    let registry = Registry::start();
-    let kit = standard();
-    let reference = kit.serve(&registry, "acme/standard", "v1");
-    host.kitfs(&["pull", "--plain-http", &reference]).ok();
-    let pulled: u64 = kit.layers.iter().map(|layer| registry.sent(&layer.digest)).sum();
-    for (index, victim) in files_below(&host.cache().join("v1/layers")).into_iter().enumerate() {
-        let name = victim.file_name().expect("a name").to_string_lossy().into_owned();
-        if name != "pack" && !name.ends_with(".data") {
-            continue;
+    for kit in KITS {
+        let host = Host::new(mode);
+        let registry = Registry::start();
+        let kit = kit();
+        let reference = kit.serve(&registry, "acme/standard", "v1");
+        host.kitfs(&["pull", "--plain-http", &reference]).ok();
+        let pulled: u64 = kit.layers.iter().map(|layer| registry.sent(&layer.digest)).sum();
+        for (index, victim) in files_below(&host.cache().join("v1/layers")).into_iter().enumerate() {
+            let name = victim.file_name().expect("a name").to_string_lossy().into_owned();
+            if name != "pack" && !name.ends_with(".data") {
+                continue;
+            }
+            let mut content = fs::read(&victim).expect("a file of the cache");
+            let Some(byte) = content.len().checked_sub(1 + index % content.len().max(1)) else { continue };
+            content[byte] ^= 0x10;
+            // Written in place, as a failing disk or a careless person would.
+            fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).expect("ours");
+            fs::write(&victim, content).expect("room");
         }
-        let mut content = fs::read(&victim).expect("a file of the cache");
-        let Some(byte) = content.len().checked_sub(1 + index % content.len().max(1)) else { continue };
-        content[byte] ^= 0x10;
-        // Written in place, as a failing disk or a careless person would.
-        fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).expect("ours");
-        fs::write(&victim, content).expect("room");
+        let mount = host.mount(&reference);
+        let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+        within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+        let sent: u64 = kit.layers.iter().map(|layer| registry.sent(&layer.digest)).sum();
+        assert!(sent > pulled, "what was damaged was fetched again");
     }
-    let mount = host.mount(&reference);
-    let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
-    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
-    let sent: u64 = kit.layers.iter().map(|layer| registry.sent(&layer.digest)).sum();
-    assert!(sent > pulled, "what was damaged was fetched again");
 }
 
 fn a_lost_index_is_made_again_without_network(mode: Mode) {
-    let host = Host::new(mode);
-    let registry = Registry::start();
-    let kit = standard();
-    let reference = kit.serve(&registry, "acme/standard", "v1");
-    host.kitfs(&["pull", "--plain-http", &reference]).ok();
-    let mut lost = 0;
-    for index in files_below(&host.cache().join("v1/index")) {
-        fs::remove_file(index).expect("an index");
-        lost += 1;
+    for kit in KITS {
+        let host = Host::new(mode);
+        let registry = Registry::start();
+        let kit = kit();
+        let reference = kit.serve(&registry, "acme/standard", "v1");
+        host.kitfs(&["pull", "--plain-http", &reference]).ok();
+        let mut lost = 0;
+        for index in files_below(&host.cache().join("v1/index")) {
+            fs::remove_file(index).expect("an index");
+            lost += 1;
+        }
+        assert_eq!(lost, kit.layers.len());
+        registry.fault(Target::Any, Times::Always, Fault::status(404));
+        registry.clear_log();
+        let mount = host.mount(&format!("{}/acme/standard@{}", registry.host(), kit.digest()));
+        let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+        within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
     }
-    assert_eq!(lost, kit.layers.len());
-    registry.fault(Target::Any, Times::Always, Fault::status(404));
-    registry.clear_log();
-    let mount = host.mount(&format!("{}/acme/standard@{}", registry.host(), kit.digest()));
-    let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
-    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Kits that several themes use.
 
-use crate::common::pack::{Kit, Kitfile, Tree};
+use crate::common::pack::{Kit, Kitfile, Packing, Tree};
 
 pub const MIB: usize = 1024 * 1024;
 
@@ -25,6 +25,23 @@ pub fn standard() -> Kit {
     }
     let kit = Kitfile::new("standard").model("model").part("tokenizer").code("src").docs("README.md").gzip().dataset("data");
     kit.pack(&tree)
+}
+
+/// What kit 1.15 packs beside plain and gzip tars: raw files in all their forms, and a tar in zstd.
+pub fn newer() -> Kit {
+    let mut tree = Tree::new()
+        .file("w/model.safetensors", bytes(1, 3 * MIB + 5))
+        .file_with_mode("w/tokenizer.json", 0o600, "{}")
+        .file_with_mode("run.sh", 0o755, "#!/bin/sh\necho ran\n")
+        .file("rows.csv", "a,b\n".repeat(300_000))
+        .file("notes.txt", "notes\n".repeat(500))
+        .file("empty", "");
+    for number in 0..40_usize {
+        tree = tree.file(&format!("data/{number:02}.bin"), bytes(200 + number as u64, number * 50_000));
+    }
+    let kit = Kitfile::new("newer").raw().model("w/model.safetensors").part("w/tokenizer.json").docs("empty").zstd().dataset("data");
+    let kit = kit.packing(Packing::RawZstd).dataset("rows.csv").packing(Packing::RawGzip).docs("run.sh");
+    kit.packing(Packing::RawGzipUnsized).docs("notes.txt").pack(&tree)
 }
 
 /// A dataset layer for each name, with one file `part.bin` of this size in it.

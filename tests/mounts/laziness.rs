@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use crate::common::kitfs::{Host, Mode};
-use crate::common::pack::{Kit, Kitfile, Tree};
+use crate::common::pack::{Kit, Kitfile, Packing, RAW_MTIME, Tree};
 use crate::common::process::{run, sh, within};
 use crate::common::registry::Registry;
 use crate::common::shown::{assert_shows, of_tree};
@@ -22,6 +22,8 @@ crate::in_both_modes!(
     small_layers_and_code_come_by_themselves,
     the_model_s_layers_follow_its_first,
     everything_comes_by_itself_when_asked_to,
+    raw_files_are_known_before_they_come,
+    a_raw_file_of_unknown_size_is_a_file_all_the_same,
 );
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -125,13 +127,20 @@ fn names_once_seen_are_known_to_the_next_mount(mode: Mode) {
 fn small_layers_and_code_come_by_themselves(mode: Mode) {
     let host = Host::new(mode);
     let registry = Registry::start();
-    let tree = Tree::new().file("small/a", bytes(1, MIB)).file("large/b", bytes(2, 17 * MIB)).file("code/c", bytes(3, 17 * MIB));
-    let kit = Kitfile::new("prefetch").dataset("small").dataset("large").code("code").pack(&tree);
+    let tree = Tree::new()
+        .file("small/a", bytes(1, MIB))
+        .file("large/b", bytes(2, 17 * MIB))
+        .file("code/c", bytes(3, 17 * MIB))
+        .file("raw", "raw");
+    let kit = Kitfile::new("prefetch").dataset("small").dataset("large").code("code").raw().docs("raw").pack(&tree);
     let mount = host.mount_with(&kit.serve(&registry, "acme/prefetch", "v1"), &[]);
     for path in ["small", "code"] {
         mount.await_layer(&kit.layer(path).digest, "cached");
     }
-    assert_eq!(registry.asked(&kit.layer("large").digest), 0);
+    // Nothing is learned from a raw layer but its bytes.
+    for path in ["large", "raw"] {
+        assert_eq!(registry.asked(&kit.layer(path).digest), 0, "{path}");
+    }
 }
 
 fn the_model_s_layers_follow_its_first(mode: Mode) {
@@ -159,4 +168,60 @@ fn everything_comes_by_itself_when_asked_to(mode: Mode) {
     let copy = host.folder("copy");
     run(Command::new("cp").arg("-r").arg(mount.path(".")).arg(&copy), LIMIT).ok();
     assert_shows(&copy, &of_tree(&kit.tree));
+}
+
+/// Names, sizes, modes and times of raw files stand in the manifest.
+fn raw_files_are_known_before_they_come(mode: Mode) {
+    let host = Host::new(mode);
+    let registry = Registry::start();
+    let tree = Tree::new()
+        .file("w/model.safetensors", bytes(1, 3 * MIB))
+        .file_with_mode("w/tokenizer.json", 0o600, "{}")
+        .file_with_mode("bin/run.sh", 0o755, "#!/bin/sh\necho ran\n")
+        .file("data/rows.csv", "a,b\n".repeat(9000))
+        .file("empty", "");
+    let kit = Kitfile::new("raw").raw().model("w/model.safetensors").part("w/tokenizer.json").docs("empty");
+    let kit = kit.packing(Packing::RawZstd).dataset("data/rows.csv").packing(Packing::RawGzip).docs("bin/run.sh").pack(&tree);
+    let mount = host.mount(&kit.serve(&registry, "acme/raw", "v1"));
+    let point = mount.point().display().to_string();
+    let listing = sh(&format!("cd {point} && ls -lR . && find . -type f -size +1M && du -ab . && test -x bin/run.sh"), LIMIT).ok();
+    assert!(listing.stdout.contains("./w/model.safetensors\n"), "{}", listing.stdout);
+    for layer in &kit.layers {
+        let metadata = fs::metadata(mount.path(&layer.path)).expect("known");
+        assert_eq!(metadata.len(), kit.tree.content(&layer.path).len() as u64, "{}", layer.path);
+        assert_eq!(metadata.mtime(), RAW_MTIME, "{}", layer.path);
+        assert_eq!(xattr(&mount.path(&layer.path), "user.kitfs.layer").as_ref(), Some(&layer.digest), "{}", layer.path);
+    }
+    assert_eq!(fs::metadata(mount.path("bin/run.sh")).expect("known").mode(), 0o100_755);
+    assert_eq!(fs::metadata(mount.path("w/tokenizer.json")).expect("known").mode(), 0o100_644, "readable for all");
+    assert!(fs::metadata(mount.path("w/model.safetensors/x")).is_err() && fs::metadata(mount.path("w/none")).is_err());
+    assert_eq!(asked(&registry, &kit), Vec::<String>::new(), "nothing of this needs a layer");
+    // What runs or reads one of them gets that one, and nothing else.
+    let ran = sh(&format!("{point}/bin/run.sh"), LIMIT).ok();
+    assert_eq!(ran.stdout, "ran\n");
+    assert_eq!(asked(&registry, &kit), ["bin/run.sh"]);
+    let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+}
+
+fn a_raw_file_of_unknown_size_is_a_file_all_the_same(mode: Mode) {
+    let host = Host::new(mode);
+    let registry = Registry::start();
+    let tree = Tree::new().file("data/one.csv", "1,2\n".repeat(5000)).file("data/two.csv", "3,4\n".repeat(7000));
+    let kit = Kitfile::new("unsized").packing(Packing::RawGzipUnsized).dataset("data/one.csv").docs("data/two.csv").pack(&tree);
+    let mount = host.mount(&kit.serve(&registry, "acme/unsized", "v1"));
+    let folder = mount.path("data");
+    let kinds: Vec<_> = fs::read_dir(&folder).expect("known").map(|entry| entry.expect("an entry").file_type().expect("known")).collect();
+    assert!(kinds.len() == 2 && kinds.iter().all(fs::FileType::is_file), "{kinds:?}");
+    assert_eq!(asked(&registry, &kit), Vec::<String>::new(), "a listing with kinds needs no size");
+    let path = mount.path("data/one.csv");
+    let size = within(LIMIT, "a stat", move || fs::metadata(path).map(|metadata| metadata.len()));
+    assert_eq!(size.expect("it came"), 20_000);
+    assert_eq!(asked(&registry, &kit), ["data/one.csv"]);
+    // Opened without a look at it before.
+    let path = mount.path("data/two.csv");
+    let right = kit.tree.content("data/two.csv").to_vec();
+    within(LIMIT, "a read", move || assert!(fs::read(path).expect("it came") == right));
+    let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
 }

@@ -18,6 +18,8 @@ mod filters;
 mod fixtures_mount;
 mod kits;
 mod laziness;
+mod meanings;
+mod modelpack;
 mod offline;
 mod packer;
 mod reading;
