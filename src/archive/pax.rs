@@ -1,16 +1,21 @@
 //! What stands before an entry's header and overrides it: PAX records and GNU long names.
+//!
+//! Readers differ in what they make of some of them, and no packer writes those; they are refused: an empty name or size (for Go the header's
+//! then counts), two sets of PAX records or two long names for one entry (for Go the second counts, for Python the first), and a long name
+//! beside another name in a PAX record (for Go the one counts, for GNU tar and Python the other).
 
 use crate::path::Escaped;
 
-/// The extensions of the entry to come. As in Go, a second set of PAX records replaces the first, and a GNU long name wins over all.
+/// The extensions of the entry to come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Extensions {
     any: bool,
+    records_came: bool,
     long_name: Vec<u8>,
     pax: Pax,
 }
 
-/// The records that mean something here. An empty value means that the header's stays.
+/// The records that mean something here. An empty value means that there is none; of what is not shown Go takes it so too.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Pax {
     path: Vec<u8>,
@@ -36,6 +41,12 @@ impl Extensions {
         self.note();
         let end = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let name = content.get(..end).unwrap_or_default();
+        if name.is_empty() {
+            return Err("the GNU long name is empty".into());
+        }
+        if !self.long_name.is_empty() {
+            return Err("an entry has two GNU long names".into());
+        }
         if name.contains(&0) {
             return Err(format!("the long name `{}` has a NUL byte in it", Escaped(name)));
         }
@@ -45,7 +56,9 @@ impl Extensions {
 
     pub(super) fn read_pax(&mut self, mut content: &[u8]) -> Result<(), String> {
         self.note();
-        self.pax = Pax::default();
+        if std::mem::replace(&mut self.records_came, true) {
+            return Err("an entry has two sets of PAX records".into());
+        }
         while !content.is_empty() {
             let (key, value, rest) = record(content).ok_or_else(|| {
                 let start = content.get(..40).unwrap_or(content);
@@ -57,6 +70,7 @@ impl Extensions {
                 return Err(format!("the PAX record `{}` has a NUL byte in it", Escaped(key)));
             }
             let keep = match key {
+                b"path" | b"size" if value.is_empty() => return Err(format!("the PAX record `{}` is empty", Escaped(key))),
                 b"path" => &mut self.pax.path,
                 b"size" => &mut self.pax.size,
                 b"mtime" => &mut self.pax.mtime,
@@ -80,8 +94,9 @@ impl Extensions {
         if bytes.is_empty() {
             return Ok(None);
         }
-        let size = decimal(bytes).and_then(|size| u64::try_from(size).ok());
-        size.map(Some).ok_or_else(|| format!("the PAX size `{}` is not possible", Escaped(bytes)))
+        // Go takes a sign too, GNU tar does not.
+        let size = Some(bytes).filter(|bytes| bytes.iter().all(u8::is_ascii_digit)).and_then(|bytes| decimal(bytes));
+        size.and_then(|size| u64::try_from(size).ok()).map(Some).ok_or_else(|| format!("the PAX size `{}` is not possible", Escaped(bytes)))
     }
 
     /// The time of the last change in whole seconds, if an extension has it.
@@ -106,8 +121,17 @@ impl Extensions {
     }
 
     /// The name, if an extension has it.
-    pub(super) fn into_name(self) -> Option<Vec<u8>> {
-        [self.long_name, self.pax.path].into_iter().find(|name| !name.is_empty())
+    pub(super) fn into_name(self) -> Result<Option<Vec<u8>>, String> {
+        match (self.long_name.is_empty(), self.pax.path.is_empty()) {
+            (true, true) => Ok(None),
+            (true, false) => Ok(Some(self.pax.path)),
+            (false, true) => Ok(Some(self.long_name)),
+            (false, false) if self.long_name == self.pax.path => Ok(Some(self.long_name)),
+            (false, false) => {
+                let (long, path) = (Escaped(&self.long_name), Escaped(&self.pax.path));
+                Err(format!("its GNU long name is `{long}` and its PAX path is `{path}`"))
+            }
+        }
     }
 }
 
@@ -161,11 +185,10 @@ mod tests {
     #[test]
     fn records_are_read_as_go_reads_them() {
         let both = read(b"11 path=a=\n10 size=7\n").expect("good");
-        assert_eq!((both.size(), both.clone().into_name()), (Ok(Some(7)), Some(b"a=".to_vec())));
-        assert_eq!(read(b"10 path=a\n10 path=b\n").expect("good").into_name(), Some(b"b".to_vec()), "the last one counts");
-        assert_eq!(read(b"10 path=a\n8 path=\n").expect("good").into_name(), None, "an empty one restores the header's");
-        assert_eq!(read(b"011 path=a\n").expect("good").into_name(), Some(b"a".to_vec()));
-        assert_eq!(read(b"15 comment=a\0b\n").expect("good").into_name(), None);
+        assert_eq!((both.size(), both.clone().into_name()), (Ok(Some(7)), Ok(Some(b"a=".to_vec()))));
+        assert_eq!(read(b"10 path=a\n10 path=b\n").expect("good").into_name(), Ok(Some(b"b".to_vec())), "the last one counts");
+        assert_eq!(read(b"011 path=a\n").expect("good").into_name(), Ok(Some(b"a".to_vec())));
+        assert_eq!(read(b"15 comment=a\0b\n").expect("good").into_name(), Ok(None));
         for bad in [
             &b"10 path=a"[..],
             b"11 path=a\n",
@@ -179,6 +202,8 @@ mod tests {
             b"10 path=\0\n",
             b"12 a\0b=cdef\n",
             b"10  path=\n\n",
+            b"10 path=a\n8 path=\n",
+            b"8 size=\n",
         ] {
             assert!(read(bad).is_err(), "{}", bad.escape_ascii());
         }
@@ -190,6 +215,7 @@ mod tests {
             ("10 size=0\n", Some(0)),
             ("11 size=-1\n", None),
             ("11 size= 1\n", None),
+            ("11 size=+1\n", None),
             ("28 size=9223372036854775807\n", Some(i64::MAX as u64)),
             ("28 size=9223372036854775808\n", None),
         ] {
@@ -216,10 +242,13 @@ mod tests {
     #[test]
     fn long_names_end_at_their_nul() {
         let mut extensions = read(b"10 path=a\n").expect("good");
-        extensions.read_long_name(b"long\0").expect("good");
-        assert_eq!(extensions.clone().into_name(), Some(b"long".to_vec()), "it wins over PAX");
         assert!(extensions.read_long_name(b"lo\0ng\0").is_err());
-        extensions.read_long_name(b"\0").expect("none");
-        assert_eq!(extensions.into_name(), Some(b"a".to_vec()));
+        assert!(extensions.read_long_name(b"\0").is_err(), "Go takes the header's name");
+        let mut other = extensions.clone();
+        other.read_long_name(b"long\0").expect("good");
+        assert!(other.into_name().is_err(), "two names");
+        extensions.read_long_name(b"a\0").expect("the same name");
+        assert_eq!(extensions.clone().into_name(), Ok(Some(b"a".to_vec())));
+        assert!(extensions.read_long_name(b"a\0").is_err() && extensions.read_pax(b"10 path=a\n").is_err(), "once is enough");
     }
 }
