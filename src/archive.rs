@@ -367,12 +367,12 @@ impl Splitter {
         let sparse = extensions.is_sparse();
         let size = extensions.size().map_err(bad)?.unwrap_or(header.size);
         let mtime = extensions.mtime().map_err(bad)?.unwrap_or(header.mtime);
-        extensions.check_others().map_err(bad)?;
         let name = extensions.into_name().map_err(bad)?.unwrap_or(header.name);
 
         let kind = match header.type_flag {
             b'0' => Ok(Kind::File),
             // As old archives wrote folders. Go does so for this type only: of type '0' a trailing slash is just cleaned away.
+            0 if name.ends_with(b"/") && size > 0 => return Err(bad("a folder (type NUL and a slash) with content".into())),
             0 if name.ends_with(b"/") => Ok(Kind::Folder),
             0 => Ok(Kind::File),
             b'5' => Ok(Kind::Folder),

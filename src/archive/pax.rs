@@ -21,9 +21,6 @@ struct Pax {
     path: Vec<u8>,
     size: Vec<u8>,
     mtime: Vec<u8>,
-    /// Read only to refuse what Go refuses.
-    numbers: [Vec<u8>; 2],
-    times: [Vec<u8>; 2],
     sparse: bool,
 }
 
@@ -41,6 +38,9 @@ impl Extensions {
         self.note();
         let end = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let name = content.get(..end).unwrap_or_default();
+        if !content.ends_with(&[0]) {
+            return Err("the GNU long name does not end with a NUL byte".into());
+        }
         if name.is_empty() {
             return Err("the GNU long name is empty".into());
         }
@@ -69,15 +69,12 @@ impl Extensions {
             if if text { value.contains(&0) } else { key.contains(&0) } {
                 return Err(format!("the PAX record `{}` has a NUL byte in it", Escaped(key)));
             }
+            check(key, value)?;
             let keep = match key {
                 b"path" | b"size" if value.is_empty() => return Err(format!("the PAX record `{}` is empty", Escaped(key))),
                 b"path" => &mut self.pax.path,
                 b"size" => &mut self.pax.size,
                 b"mtime" => &mut self.pax.mtime,
-                b"uid" => &mut self.pax.numbers[0],
-                b"gid" => &mut self.pax.numbers[1],
-                b"atime" => &mut self.pax.times[0],
-                b"ctime" => &mut self.pax.times[1],
                 other => {
                     self.pax.sparse |= other.starts_with(b"GNU.sparse.");
                     continue;
@@ -94,9 +91,7 @@ impl Extensions {
         if bytes.is_empty() {
             return Ok(None);
         }
-        // Go takes a sign too, GNU tar does not.
-        let size = Some(bytes).filter(|bytes| bytes.iter().all(u8::is_ascii_digit)).and_then(|bytes| decimal(bytes));
-        size.and_then(|size| u64::try_from(size).ok()).map(Some).ok_or_else(|| format!("the PAX size `{}` is not possible", Escaped(bytes)))
+        size(bytes).map(Some).ok_or_else(|| format!("the PAX size `{}` is not possible", Escaped(bytes)))
     }
 
     /// The time of the last change in whole seconds, if an extension has it.
@@ -107,17 +102,6 @@ impl Extensions {
     /// Whether the entry claims to be a sparse file.
     pub(super) fn is_sparse(&self) -> bool {
         self.pax.sparse
-    }
-
-    /// Refuses records of no use that are wrong.
-    pub(super) fn check_others(&self) -> Result<(), String> {
-        for bytes in self.pax.numbers.iter().filter(|bytes| !bytes.is_empty()) {
-            decimal(bytes).ok_or_else(|| format!("the PAX owner `{}` is not a number", Escaped(bytes)))?;
-        }
-        for bytes in &self.pax.times {
-            optional_time(bytes)?;
-        }
-        Ok(())
     }
 
     /// The name, if an extension has it.
@@ -145,6 +129,23 @@ fn record(content: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let equals = pair.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;
     let (key, value) = pair.split_at_checked(equals)?;
     Some((key, value.get(1..)?, rest))
+}
+
+/// Refuses a number that is none. So does Go, but only of the last record of a key; others look at all of them.
+fn check(key: &[u8], value: &[u8]) -> Result<(), String> {
+    let (sound, what) = match key {
+        b"size" => (value.is_empty() || size(value).is_some(), "size"),
+        b"uid" | b"gid" => (value.is_empty() || decimal(value).is_some(), "owner"),
+        b"mtime" | b"atime" | b"ctime" => (value.is_empty() || time(value).is_some(), "time"),
+        _ => return Ok(()),
+    };
+    if sound { Ok(()) } else { Err(format!("the PAX {what} `{}` is not possible", Escaped(value))) }
+}
+
+/// A size. Go takes a sign too, GNU tar does not.
+fn size(bytes: &[u8]) -> Option<u64> {
+    let digits = bytes.iter().all(u8::is_ascii_digit);
+    decimal(bytes).filter(|_| digits).and_then(|size| u64::try_from(size).ok())
 }
 
 fn decimal(bytes: &[u8]) -> Option<i64> {
@@ -219,7 +220,7 @@ mod tests {
             ("28 size=9223372036854775807\n", Some(i64::MAX as u64)),
             ("28 size=9223372036854775808\n", None),
         ] {
-            assert_eq!(read(record.as_bytes()).expect(record).size().ok().flatten(), size, "{record}");
+            assert_eq!(read(record.as_bytes()).ok().and_then(|extensions| extensions.size().expect("checked")), size, "{record}");
         }
         for (text, seconds) in [
             ("1", Some(1)),
@@ -235,14 +236,16 @@ mod tests {
         ] {
             assert_eq!(time(text.as_bytes()), seconds, "{text}");
         }
-        assert!(read(b"9 uid=x7\n").expect("a record").check_others().is_err());
-        assert!(read(b"11 atime=x\n").expect("a record").check_others().is_err());
+        for bad in [&b"9 uid=x7\n"[..], b"11 atime=x\n", b"9 size=x\n9 size=1\n"] {
+            assert!(read(bad).is_err(), "{}", bad.escape_ascii());
+        }
     }
 
     #[test]
     fn long_names_end_at_their_nul() {
         let mut extensions = read(b"10 path=a\n").expect("good");
         assert!(extensions.read_long_name(b"lo\0ng\0").is_err());
+        assert!(extensions.read_long_name(b"long").is_err(), "others read on");
         assert!(extensions.read_long_name(b"\0").is_err(), "Go takes the header's name");
         let mut other = extensions.clone();
         other.read_long_name(b"long\0").expect("good");

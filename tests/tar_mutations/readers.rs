@@ -46,8 +46,8 @@ pub struct Answer {
 #[derive(Default)]
 pub struct Written {
     pub header: Vec<u8>,
-    /// Types and contents.
-    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// Headers and contents.
+    pub extensions: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Seen {
@@ -73,7 +73,7 @@ impl Written {
 
     /// The name that an extension gives.
     pub fn path(&self) -> Option<Vec<u8>> {
-        self.extensions.iter().find_map(|(kind, content)| match kind {
+        self.extensions.iter().find_map(|(header, content)| match header[156] {
             b'L' => Some(content.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()),
             b'x' => last_path(content),
             _ => None,
@@ -195,7 +195,7 @@ impl Subject {
                 let binary = bytes[at + 124] & 0x80 != 0;
                 let low = u64::from_be_bytes(*bytes[at + 128..].first_chunk().expect("a header"));
                 let size = if binary { low as usize } else { usize::from_str_radix(&digits, 8).unwrap_or(0) };
-                one.extensions.push((bytes[at + 156], bytes[at + BLOCK..at + BLOCK + size].to_vec()));
+                one.extensions.push((bytes[at..at + BLOCK].to_vec(), bytes[at + BLOCK..at + BLOCK + size].to_vec()));
                 at += BLOCK + size.next_multiple_of(BLOCK);
             }
             at = content + (entry.size as usize).next_multiple_of(BLOCK);
@@ -251,7 +251,7 @@ pub fn gnu_tar(dir: &Path, count: usize) -> Vec<Answer> {
 
 fn gnu_tar_on(dir: &Path, number: usize) -> Answer {
     let output = Command::new("tar")
-        .args(["-xvvOP", "--numeric-owner", "--quoting-style=c", "-f"])
+        .args(["-xvvOP", "--numeric-owner", "--quoting-style=c", "--warning=no-unknown-keyword", "-f"])
         .arg(dir.join(format!("{number}.tar")))
         .env_clear()
         .envs([("LC_ALL", "C"), ("TZ", "UTC"), ("PATH", "/usr/bin:/bin")])
