@@ -222,10 +222,11 @@ pub fn kitfile(parameters: &[u8]) {
     }
 }
 
-/// True for what go-yaml itself does not read back as it wrote it: line feeds at the start of a literal, and the line separators of YAML 1.1,
-/// which YAML 1.2 takes for ordinary characters.
+/// True for what go-yaml itself does not read back as it wrote it (line feeds at the start of a literal), and for what YAML libraries read
+/// otherwise than go-yaml: the line separators of YAML 1.1, and numbers beyond a double, which are texts for go-yaml.
 fn is_lossy(value: &Value) -> bool {
-    let lossy = |text: &str| text.starts_with('\n') || text.contains(['\u{2028}', '\u{2029}']);
+    let huge = |text: &str| text.contains(|letter: char| letter.is_ascii_digit()) && text.parse::<f64>().is_ok_and(f64::is_infinite);
+    let lossy = |text: &str| text.starts_with('\n') || text.contains(['\u{2028}', '\u{2029}']) || huge(text);
     match value {
         Value::String(text) => lossy(text),
         Value::Array(elements) => elements.iter().any(is_lossy),

@@ -22,7 +22,7 @@ use generate::Archive;
 use readers::{Answer, Seen, Subject};
 
 /// How many archives there are where nobody says so: seconds.
-const MUTATIONS: u64 = 3000;
+const MUTATIONS: u64 = 2000;
 /// Archives that one process of a reader is handed.
 const BATCH: usize = 1000;
 
