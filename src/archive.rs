@@ -8,7 +8,9 @@
 //! by a number that the stream claims; the longest thing it holds is an extension of 1 MiB.
 //!
 //! Where it is stricter than Go: an extension that no entry follows, NUL bytes inside of GNU long names, negative sizes of folders, any
-//! `GNU.sparse.` record, files without a name. The order of the entries and what they mean together is the business of [`crate::index`].
+//! `GNU.sparse.` record, files without a name; and what Go alone reads in its way (`tests/tar_mutations` compares it with others): digits
+//! behind a NUL, blank sizes, empty names and sizes in extensions, an extension twice, two names for one entry. The order of the entries
+//! and what they mean together is the business of [`crate::index`].
 
 mod header;
 mod members;
@@ -427,12 +429,12 @@ impl Splitter {
         let sparse = extensions.is_sparse();
         let size = extensions.size().map_err(bad)?.unwrap_or(header.size);
         let mtime = extensions.mtime().map_err(bad)?.unwrap_or(header.mtime);
-        extensions.check_others().map_err(bad)?;
-        let name = extensions.into_name().unwrap_or(header.name);
+        let name = extensions.into_name().map_err(bad)?.unwrap_or(header.name);
 
         let kind = match header.type_flag {
             b'0' => Ok(Kind::File),
             // As old archives wrote folders. Go does so for this type only: of type '0' a trailing slash is just cleaned away.
+            0 if name.ends_with(b"/") && size > 0 => return Err(bad("a folder (type NUL and a slash) with content".into())),
             0 if name.ends_with(b"/") => Ok(Kind::Folder),
             0 => Ok(Kind::File),
             b'5' => Ok(Kind::Folder),

@@ -22,7 +22,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::chain;
+use crate::failure::{acts_on_a_terminal, chain};
 use crate::interrupt::Interrupts;
 use crate::limits::{
     LOG_TAIL_BYTES, READY_MESSAGE_BYTES, READY_PIPE_BYTES, READY_PROGRESS_INTERVAL, READY_SILENCE, READY_TEXT_CHARS, STOP_LIMIT,
@@ -499,7 +499,7 @@ fn timespec(duration: Duration) -> Timespec {
 }
 
 fn escaped(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars().flat_map(|c| if acts_on_a_terminal(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
 fn failed(message: String) -> StartError {

@@ -155,6 +155,10 @@ pub const MANIFEST_BYTES: u64 = 4 << 20;
 /// Layers of one manifest. A kit has one per entry of its Kitfile; the node numbers of a mount have room for twice as many.
 pub const LAYERS: usize = 4096;
 
+/// Bytes of all layers of a kit together, as the manifest gives them, 1 PiB: fifty times the largest dataset that is heard of, and so far from
+/// what 64 bits hold that no sum over a mount overflows, [`EXPANSION_RATIO`] included.
+pub const KIT_BYTES: u64 = 1 << 50;
+
 /// Levels of arrays and objects in a JSON document. The deepest that is read has five; what a Kitfile's parameters hold is free. It
 /// stays below the level at which the parser stops by itself (128), so that the limit that speaks is this one.
 pub const JSON_DEPTH: usize = 100;

@@ -1023,11 +1023,19 @@ fn a_full_disk_is_an_error_and_nothing_else() {
         let sample = sample(21, compression, true);
         let Some(disk) = SmallDisk::mount(6 << 20) else { return };
         let filler = disk.0.path().join("filler");
-        fs::write(&filler, vec![1; 2 << 20]).expect("room");
         let store = Store::open(disk.0.path()).expect("a cache");
         let bench = Bench::new();
-        let source = Scripted::new(&sample, []);
-        let error = ensure(&store, &bench.runtime, &sample, &source).expect_err("no room");
+        // There is room when the fetch begins, and none any more when the bytes come.
+        let (reached, on) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let source = Scripted::new(&sample, [Step::Gate(0, Arc::clone(&reached), Arc::clone(&on))]);
+        let outcome = thread::scope(|scope| {
+            let fetch = scope.spawn(|| ensure(&store, &bench.runtime, &sample, &source));
+            bench.runtime.block_on(reached.acquire()).expect("open").forget();
+            fs::write(&filler, vec![1; 2 << 20]).expect("room");
+            on.add_permits(1);
+            fetch.join().expect("no panic")
+        });
+        let error = outcome.expect_err("no room");
         assert_eq!(error.class(), ErrorClass::Disk(libc::ENOSPC), "{}", error);
         for place in ["layers", "ingest", "trash", "index"] {
             assert_eq!(listing(&disk.0.path().join("v1").join(place)), Vec::<String>::new(), "{place}");
@@ -1042,6 +1050,24 @@ fn a_full_disk_is_an_error_and_nothing_else() {
         while File::options().append(true).create(true).open(&filler).and_then(|mut file| file.write_all(&[1; 4096])).is_ok() {}
         let full = Store::open(disk.0.path()).expect("a full cache");
         assert_eq!(read_all(&ready(full.recall(&sample.spec))).expect("there"), sample.files);
+    }
+}
+
+#[test]
+fn a_layer_larger_than_the_disk_is_refused_before_it_is_fetched() {
+    for compression in [Compression::None, Compression::Gzip] {
+        let sample = sample(23, compression, true);
+        let Some(disk) = SmallDisk::mount(3 << 20) else { return };
+        let (store, bench) = (Store::open(disk.0.path()).expect("a cache"), Bench::new());
+        let source = Scripted::new(&sample, []);
+        let error = ensure(&store, &bench.runtime, &sample, &source).expect_err("no room");
+        assert_eq!(error.class(), ErrorClass::Disk(libc::ENOSPC), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("has {} bytes", sample.blob.len())) && text.contains("has room for"), "{text}");
+        assert_eq!(source.asked(), [0_u64; 0], "nothing was asked for");
+        for place in ["layers", "ingest", "trash", "index"] {
+            assert_eq!(listing(&disk.0.path().join("v1").join(place)), Vec::<String>::new(), "{place}");
+        }
     }
 }
 

@@ -37,6 +37,10 @@ impl RawHeader {
         if !checksum_matches(block, &old.cksum) {
             return Err("its checksum does not match");
         }
+        // Go takes a blank one for 0; GNU's tar does not.
+        if old.size.iter().all(|byte| matches!(byte, b' ' | 0)) {
+            return Err("it has no size");
+        }
         let size = number(&old.size).ok_or("its size is not a number")?;
         let size = u64::try_from(size).map_err(|_| "its size is negative")?;
         let mode = number(&old.mode).ok_or("its mode is not a number")?;
@@ -117,11 +121,15 @@ fn checksum_matches(block: &[u8; BLOCK], stored: &[u8; 8]) -> bool {
     octal(stored).is_some_and(|value| value == unsigned || value == signed)
 }
 
-/// A number in octal, or in base 256 if the first bit is set. (The tar crate drops the sign and the upper bytes of the latter.)
+/// A number in octal, or in base 256 if the first byte is 0x80 or 0xff, as GNU's tar marks it. (Go looks at its first bit only, others do not;
+/// the tar crate drops the sign and the upper bytes.)
 fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 == 0 {
         return octal(field);
+    }
+    if !matches!(first, 0x80 | 0xff) {
+        return None;
     }
     // Two's complement, most significant byte first; the first bit only says that it is no octal.
     let sign = if first & 0x40 != 0 { 0xff } else { 0 };
@@ -137,10 +145,14 @@ fn number(field: &[u8]) -> Option<i64> {
     Some(if sign == 0 { value } else { !value })
 }
 
-/// Octal digits between spaces and NULs; nothing at all is 0.
+/// Octal digits between spaces and NULs; nothing at all is 0. Behind a NUL nothing may follow that counts: Go skips NULs before the digits,
+/// and other readers take the number for 0.
 fn octal(field: &[u8]) -> Option<i64> {
     let filler = |byte: &u8| matches!(byte, b' ' | 0);
     let Some(start) = field.iter().position(|byte| !filler(byte)) else { return Some(0) };
+    if field.iter().take(start).any(|byte| *byte == 0) {
+        return None;
+    }
     let end = field.iter().rposition(|byte| !filler(byte))? + 1;
     let digits = text(field.get(start..end)?);
     if !digits.iter().all(|byte| (b'0'..=b'7').contains(byte)) {
@@ -159,7 +171,8 @@ mod tests {
             (&b"0000644\0"[..], Some(0o644)),
             (b"644", Some(0o644)),
             (b"  644 \0", Some(0o644)),
-            (b"\0\0\0 644 ", Some(0o644)),
+            (b"\0\0\0 644 ", None),
+            (b" \x00644 ", None),
             (b"        ", Some(0)),
             (b"\0\0\0\0\0\0\0\0", Some(0)),
             (b"77777777777\0", Some(0o77777777777)),
@@ -175,6 +188,7 @@ mod tests {
             (b"\x80\0\0\x01\0\0\0\0\0\0\0\0", None),
             (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
             (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (b"\x81\0\0\0\0\0\0\x01", None),
             (b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
         ] {
             assert_eq!(number(field), value, "{}", field.escape_ascii());
@@ -234,6 +248,8 @@ mod tests {
             assert!(RawHeader::read(&block).expect_err("no number").contains(what), "{what}");
         }
         assert_eq!(RawHeader::read(&header(|block| block[124..136].fill(0xff))), Err("its size is negative"));
+        assert_eq!(RawHeader::read(&header(|block| block[124..136].fill(b' '))), Err("it has no size"));
+        assert_eq!(RawHeader::read(&header(|block| block[124..136].fill(0))), Err("it has no size"));
         let mut flipped = header(|_| ());
         flipped[0] ^= 1;
         assert_eq!(RawHeader::read(&flipped), Err("its checksum does not match"));

@@ -9,6 +9,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use super::CliError;
+use crate::failure::acts_on_a_terminal;
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +79,7 @@ pub(crate) fn escaped(text: &str) -> String {
             shown.push('…');
             break;
         }
-        if is_active(letter) {
+        if acts_on_a_terminal(letter) {
             shown.extend(letter.escape_default());
         } else {
             shown.push(letter);
@@ -92,7 +93,7 @@ pub(crate) fn json<T: serde::Serialize>(value: &T) -> Result<String, serde_json:
     let mut shown = String::new();
     // The serializer has escaped line feeds in strings; those that are left are its own.
     for letter in serde_json::to_string_pretty(value)?.chars() {
-        if letter != '\n' && is_active(letter) {
+        if letter != '\n' && acts_on_a_terminal(letter) {
             for unit in letter.encode_utf16(&mut [0; 2]) {
                 // Writing into a String cannot fail.
                 _ = write!(shown, "\\u{unit:04x}");
@@ -103,23 +104,6 @@ pub(crate) fn json<T: serde::Serialize>(value: &T) -> Result<String, serde_json:
     }
     shown.push('\n');
     Ok(shown)
-}
-
-/// Whether a terminal does something else with `letter` than showing it, or shows nothing.
-fn is_active(letter: char) -> bool {
-    letter.is_control()
-        || matches!(
-            letter,
-            '\u{ad}'
-                | '\u{61c}'
-                | '\u{180e}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
 }
 
 /// Whether and how colours are used.

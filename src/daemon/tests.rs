@@ -192,3 +192,8 @@ fn what_was_passed_is_taken_once_and_not_passed_on() {
         assert!(inherit(&SupervisorArgs { plan_fd, alive_fd, ready_fd, foreground: false }).is_err());
     }
 }
+
+#[test]
+fn a_supervisor_in_the_foreground_escaped_control_characters_alone() {
+    assert_eq!(escaped("a\u{1b}[31m\n\u{202e}gnp\u{2066}\u{9b}é"), "a\\u{1b}[31m\\n\\u{202e}gnp\\u{2066}\\u{9b}é");
+}

@@ -65,6 +65,9 @@ pub enum ManifestError {
     /// It lists too many layers.
     #[error("the manifest lists {0} layers, {limit} are allowed", limit = limits::LAYERS)]
     Layers(usize),
+    /// Its layers are larger than any kit may be.
+    #[error("the manifest's layers have {0} bytes together, {limit} are allowed", limit = limits::KIT_BYTES)]
+    LayerBytes(u64),
     /// It says that content is to be had, or taken, from outside its repository.
     #[error("the manifest's `{at}` is not allowed: content comes only from the manifest's own repository")]
     Elsewhere {
@@ -117,7 +120,11 @@ impl Manifest {
                 let (descriptor, annotations) = descriptor(layer, &at)?;
                 Ok(Layer { descriptor, annotations })
             })
-            .collect::<Result<_, ManifestError>>()?;
+            .collect::<Result<Vec<_>, ManifestError>>()?;
+        let bytes = layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.descriptor.size));
+        if bytes > limits::KIT_BYTES {
+            return Err(ManifestError::LayerBytes(bytes));
+        }
         Ok(Self {
             media_type: IMAGE_MANIFEST.to_owned(),
             artifact_type: document.string("artifactType")?.filter(|text| !text.is_empty()).map(str::to_owned),
@@ -243,6 +250,13 @@ mod tests {
         };
         assert_eq!(parse(&layers(limits::LAYERS)).expect("as many as are allowed").layers.len(), limits::LAYERS);
         assert!(matches!(parse(&layers(limits::LAYERS + 1)), Err(ManifestError::Layers(4097))));
+        let sizes = |sizes: &[u64]| {
+            let layer = |size: &u64| format!(r#"{{"mediaType":"l","digest":"{DIGEST}","size":{size}}}"#);
+            with_layers(&format!("[{}]", sizes.iter().map(layer).collect::<Vec<_>>().join(",")))
+        };
+        assert!(parse(&sizes(&[limits::KIT_BYTES - 1, 1])).is_ok());
+        assert!(matches!(parse(&sizes(&[limits::KIT_BYTES, 1])), Err(ManifestError::LayerBytes(_))));
+        assert!(matches!(parse(&sizes(&[i64::MAX as u64; 3])), Err(ManifestError::LayerBytes(u64::MAX))));
         let padded = |length: u64| format!("{}{}", with_layers("[]"), " ".repeat(length as usize - with_layers("[]").len()));
         assert!(parse(&padded(limits::MANIFEST_BYTES)).is_ok());
         assert!(matches!(parse(&padded(limits::MANIFEST_BYTES + 1)), Err(ManifestError::TooLarge(_))));

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use super::Inner;
 use super::error::StoreError;
 use super::flight::{Claim, Turn, Watch};
+use super::host;
 use super::ingest::Ingest;
 use super::layer::VerifiedLayer;
 use super::locks::IngestLock;
@@ -152,7 +153,10 @@ fn fetch(
         let from_disk = resumed.is_some();
         let ingest = match resumed {
             Some(ingest) => ingest,
-            None => Ingest::begin(store, spec)?,
+            None => {
+                host::require_room(&store.top, &spec.descriptor)?;
+                Ingest::begin(store, spec)?
+            }
         };
         reporter.activity(Activity::Fetching, ingest.seen());
         match stream(store, spec, source, runtime, reporter, ingest) {

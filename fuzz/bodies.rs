@@ -1,0 +1,323 @@
+//! What the fuzz targets do with their input: they panic if something does not hold.
+//!
+//! Each target of `fuzz_targets/` is one call into this file, and `tests/fuzz_targets.rs` makes the same calls with a stable toolchain.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+
+use bytes::Bytes;
+use kitfs::archive::{Kind, NewEntry, Output, Place, SplitError, Splitter};
+use kitfs::descriptor::Descriptor;
+use kitfs::digest::{Algorithm, Digest};
+use kitfs::index::{FileFacts, Index, IndexBuilder, Segment, Stored};
+use kitfs::inflate::{Inflate, InflateError, expansion_limit};
+use kitfs::kit::Kit;
+use kitfs::oci::Reference;
+use kitfs::tree::{Place as TreePlace, Tree};
+use kitfs::verify::{Unverified, Verified};
+use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
+use serde_json::Value;
+
+/// A target: its name, and what it does.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+#[allow(dead_code, reason = "each fuzz target calls its own")]
+pub const TARGETS: [Target; 6] =
+    [("tar", tar), ("gzip", gzip), ("plan", plan), ("reference", reference), ("kitfile", kitfile), ("index", index)];
+
+#[derive(Default, PartialEq)]
+struct Sink {
+    entries: Vec<NewEntry>,
+    pack: Vec<u8>,
+    data: BTreeMap<u32, Vec<u8>>,
+    open: u32,
+}
+
+impl Output for Sink {
+    fn pack(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.pack.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn open_data(&mut self, ordinal: u32, _: u64) -> io::Result<()> {
+        self.open = ordinal;
+        assert!(self.data.insert(ordinal, Vec::new()).is_none());
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.data.get_mut(&self.open).expect("it was opened").extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn close_data(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &NewEntry) -> Result<(), SplitError> {
+        self.entries.push(entry.clone());
+        Ok(())
+    }
+}
+
+fn split(stream: &[u8], threshold: u64, piece: usize) -> Result<Sink, SplitError> {
+    let (mut sink, mut splitter) = (Sink::default(), Splitter::new(threshold));
+    for bytes in stream.chunks(piece) {
+        splitter.write(bytes, &mut sink)?;
+    }
+    let split = splitter.finish()?;
+    assert_eq!((split.stream_size, split.pack_size), (stream.len() as u64, sink.pack.len() as u64));
+    Ok(sink)
+}
+
+/// A tar stream → index: whatever is accepted can be read back from its index, and the pieces in which it came make no difference.
+pub fn tar(stream: &[u8]) {
+    let whole = split(stream, 100, stream.len().max(1));
+    let pieces = split(stream, 100, 7);
+    assert!(whole.is_ok() == pieces.is_ok());
+    let (Ok(whole), Ok(pieces)) = (whole, pieces) else { return };
+    assert!(whole.entries == pieces.entries && whole.pack == pieces.pack && whole.data == pieces.data);
+
+    let Some((file, layer)) = indexed(stream, &whole) else { return };
+    let index = Index::map(&file, &layer).expect("it was just written");
+    for entry in &whole.entries {
+        let rank = index.find(&entry.path).expect("a sound index").expect("it was added");
+        let found = index.entry(rank).expect("a sound index");
+        assert_eq!((found.kind, found.size), (entry.kind, entry.size));
+        assert!(entry.kind == Kind::Folder || found.place == entry.place);
+        let start = entry.stream_offset as usize;
+        let content = match entry.place {
+            Place::None => &[][..],
+            Place::Packed { offset } => &whole.pack[offset as usize..][..entry.size as usize],
+            Place::Data { ordinal } => &whole.data[&ordinal],
+        };
+        assert!(stream[start..][..entry.size as usize] == *content);
+    }
+    let mut again = Vec::new();
+    for segment in index.segments() {
+        match segment.expect("a sound index") {
+            Segment::Pack { offset, size } => again.extend_from_slice(&whole.pack[offset as usize..][..size as usize]),
+            Segment::Data { ordinal, .. } => again.extend_from_slice(&whole.data[&ordinal]),
+        }
+    }
+    assert!(again == stream);
+    walk(&index);
+}
+
+/// The index of a stream that was split, unless its entries make no tree.
+fn indexed(stream: &[u8], sink: &Sink) -> Option<(File, Digest)> {
+    let mut builder = IndexBuilder::new(tempfile::tempfile().expect("a file"));
+    for entry in &sink.entries {
+        builder.add(entry).expect("not that many");
+    }
+    let facts = |size: usize| FileFacts { size: size as u64, mode: 0o444, ctime_sec: 0, ctime_nsec: 0 };
+    let layer = Digest::of(Algorithm::Sha256, stream);
+    let size = stream.len() as u64;
+    let stored = Stored { layer, blob_size: size, uncompressed: Some(layer), uncompressed_size: size, pack: facts(sink.pack.len()) };
+    let out = tempfile::tempfile().expect("a file");
+    match builder.finish(&out, &stored, &mut |ordinal| Ok(facts(sink.data[&ordinal].len()))) {
+        Ok(()) => Some((out, layer)),
+        Err(error) => {
+            assert!(error.is_refusal(), "{error}");
+            None
+        }
+    }
+}
+
+/// The index file of a tar stream, to begin with.
+#[allow(dead_code, reason = "the fuzz targets get theirs from a corpus")]
+pub fn index_of(stream: &[u8]) -> Option<Vec<u8>> {
+    let (mut file, _) = indexed(stream, &split(stream, 100, stream.len().max(1)).ok()?)?;
+    let mut bytes = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("readable");
+    Some(bytes)
+}
+
+/// A gzip blob → what is stored: what comes out is bounded, and what another decoder makes of it.
+pub fn gzip(blob: &[u8]) {
+    let mut inflate = Inflate::new(blob.len() as u64);
+    let mut content = Vec::new();
+    let mut ended = Ok(());
+    for piece in blob.chunks(11) {
+        ended = ended.and_then(|()| {
+            inflate.write(piece, &mut |bytes| {
+                content.extend_from_slice(bytes);
+                Ok::<(), InflateError>(())
+            })
+        });
+    }
+    assert!(content.len() as u64 <= expansion_limit(blob.len() as u64));
+    if ended.is_err() || inflate.finish().is_err() {
+        return;
+    }
+    let mut other = Vec::new();
+    // It takes zeros after the end for the beginning of a member that is cut.
+    let unpadded = blob.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let read = flate2::read::MultiGzDecoder::new(blob).read_to_end(&mut other);
+    assert!(read.is_ok() || unpadded < blob.len());
+    assert!(other == content);
+    tar(&content);
+}
+
+/// Makes verified bytes, as a source and a check make them.
+fn verified(media_type: &str, bytes: &[u8]) -> Verified<Bytes> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    let descriptor = Descriptor { media_type: media_type.into(), digest: Digest::of(Algorithm::Sha256, &bytes), size: bytes.len() as u64 };
+    Unverified::new(bytes).verify(&descriptor).expect("its own digest")
+}
+
+/// What stands in a seed's manifest for the digest of its config.
+pub const CONFIG_DIGEST: &str = "@config-digest@";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A manifest, a NUL byte, a config → plan: what is planned is inside of the mount, and has a tree and a Kitfile that YAML libraries read.
+pub fn plan(documents: &[u8]) {
+    let mut parts = documents.splitn(2, |byte| *byte == 0);
+    let (manifest, config) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let digest = Digest::of(Algorithm::Sha256, config).to_string();
+    let manifest = String::from_utf8_lossy(manifest).replace(CONFIG_DIGEST, &digest);
+    let (manifest, config) = (verified(MANIFEST, manifest.as_bytes()), verified("", config));
+    let asked = Kit::config(&manifest);
+    let Ok(kit) = Kit::plan(&manifest, &config) else { return };
+    assert!(asked.is_ok_and(|asked| asked.digest == config.descriptor().digest));
+    assert!(kit.shared().iter().all(|position| *position < kit.layers.len()));
+    let places = kit.layers.iter().map(|layer| {
+        assert!(layer.path.components().all(|part| part != b".." && !part.contains(&0)));
+        TreePlace { digest: layer.spec.descriptor.digest, path: layer.path.clone(), prefix: layer.prefix.clone() }
+    });
+    Tree::new(places.collect(), kit.kitfile.len() as u64).expect("whatever has a plan has a tree");
+    let text = std::str::from_utf8(&kit.kitfile).expect("UTF-8");
+    Yaml::load_from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+}
+
+/// A reference, as a user or a Kitfile writes it: the canonical spelling is read as the same.
+pub fn reference(text: &[u8]) {
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let Ok(reference) = text.parse::<Reference>() else { return };
+    let canonical = reference.to_string();
+    assert!(!canonical.chars().any(char::is_control));
+    assert_eq!(canonical.parse::<Reference>().as_ref(), Ok(&reference), "{canonical}");
+}
+
+/// A JSON value → the Kitfile with it as parameters → the same value, read by a YAML library.
+pub fn kitfile(parameters: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<Value>(parameters) else { return };
+    if is_lossy(&value) {
+        return;
+    }
+    let config = serde_json::json!({ "manifestVersion": "1.0.0", "model": { "name": "m", "parameters": value } });
+    let config = verified("application/vnd.kitops.modelkit.config.v1+json", config.to_string().as_bytes());
+    let Descriptor { media_type, digest, size } = config.descriptor();
+    let manifest = serde_json::json!({ "schemaVersion": 2, "config": { "mediaType": media_type, "digest": digest, "size": size } });
+    let Ok(kit) = Kit::plan(&verified(MANIFEST, manifest.to_string().as_bytes()), &config) else { return };
+    let text = std::str::from_utf8(&kit.kitfile).expect("UTF-8");
+    let documents = Yaml::load_from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let read = &documents[0]["model"];
+    match &value {
+        // Kit leaves out what is nothing.
+        Value::Null => assert!(read.as_mapping().is_some_and(|model| model.len() == 1), "{text}"),
+        value => assert_same(&read["parameters"], value, text),
+    }
+}
+
+/// True for what go-yaml itself does not read back as it wrote it (line feeds at the start of a literal), and for what YAML libraries read
+/// otherwise than go-yaml: the line separators of YAML 1.1, and numbers beyond a double, which are texts for go-yaml.
+fn is_lossy(value: &Value) -> bool {
+    let huge = |text: &str| text.contains(|letter: char| letter.is_ascii_digit()) && text.parse::<f64>().is_ok_and(f64::is_infinite);
+    let lossy = |text: &str| text.starts_with('\n') || text.contains(['\u{2028}', '\u{2029}']) || huge(text);
+    match value {
+        Value::String(text) => lossy(text),
+        Value::Array(elements) => elements.iter().any(is_lossy),
+        Value::Object(entries) => entries.iter().any(|(key, value)| lossy(key) || is_lossy(value)),
+        _ => false,
+    }
+}
+
+fn assert_same(yaml: &Yaml<'_>, json: &Value, text: &str) {
+    match (yaml, json) {
+        (Yaml::Value(Scalar::Null), Value::Null) => {}
+        (Yaml::Value(Scalar::Boolean(got)), Value::Bool(expected)) => assert_eq!(got, expected, "{text}"),
+        (Yaml::Value(Scalar::Integer(got)), Value::Number(expected)) => assert_eq!(Some(*got as f64), expected.as_f64(), "{text}"),
+        (Yaml::Value(Scalar::FloatingPoint(got)), Value::Number(expected)) => {
+            assert_eq!(Some(got.into_inner()), expected.as_f64(), "{text}");
+        }
+        (Yaml::Value(Scalar::String(got)), Value::String(expected)) => assert_eq!(got, expected, "{text}"),
+        (Yaml::Sequence(got), Value::Array(expected)) => {
+            assert_eq!(got.len(), expected.len(), "{text}");
+            got.iter().zip(expected).for_each(|(got, expected)| assert_same(got, expected, text));
+        }
+        (Yaml::Mapping(got), Value::Object(expected)) => {
+            assert_eq!(got.len(), expected.len(), "{text}");
+            for (key, value) in expected {
+                let found = got.iter().find(|(got, _)| got.as_str() == Some(key)).unwrap_or_else(|| panic!("{key:?}\n{text}"));
+                assert_same(found.1, value, text);
+            }
+        }
+        (got, expected) => panic!("{got:?} for {expected:?}\n{text}"),
+    }
+}
+
+/// An index file → what a worker asks of it: an answer or an error, and every answer is one that makes sense.
+pub fn index(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    let Some(layer) = repair(&mut bytes) else { return };
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&bytes).expect("room");
+    if let Ok(index) = Index::map(&file, &layer) {
+        walk(&index);
+    }
+}
+
+/// Sets the checksums, so that what is wrong is found behind them, and says whose index it claims to be.
+fn repair(bytes: &mut [u8]) -> Option<Digest> {
+    const HEADER: usize = 4096;
+    let number = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
+    let (entries, data_files, names) = (number(bytes, 12)?, number(bytes, 16)?, number(bytes, 24)?);
+    let header = crc32fast::hash(bytes.get(..HEADER - 8)?);
+    bytes.get_mut(HEADER - 8..HEADER)?.copy_from_slice(&u64::from(header).to_le_bytes());
+    let end = (HEADER + entries.checked_mul(56)?).checked_add(names)?.next_multiple_of(8).checked_add(data_files.checked_mul(48)?)?;
+    if end <= bytes.len() {
+        let (content, checksums) = bytes.split_at_mut(end);
+        for (block, checksum) in content.get(HEADER..)?.chunks(64 << 10).zip(checksums.chunks_mut(4)) {
+            let length = checksum.len();
+            checksum.copy_from_slice(&crc32fast::hash(block).to_le_bytes()[..length]);
+        }
+    }
+    match bytes.get(32)? {
+        1 => Some(Digest::Sha256(*bytes.get(33..)?.first_chunk()?)),
+        2 => Some(Digest::Sha512(*bytes.get(33..)?.first_chunk()?)),
+        _ => None,
+    }
+}
+
+/// Asks an index everything that can be asked.
+fn walk(index: &Index) {
+    // Bounded, because the number is only what the file says.
+    for rank in (0..index.len()).take(500).chain([u32::MAX]) {
+        let _ = index.path(rank);
+        let Ok(entry) = index.entry(rank) else { continue };
+        let _ = index.name(rank).map(|name| assert!(rank == 0 || kitfs::path::is_component(name)));
+        if let Place::Data { ordinal } = entry.place {
+            let _ = index.data(ordinal);
+        }
+        assert!(rank == 0 || entry.parent < rank);
+        let children = index.children(rank).expect("the entry is good");
+        assert!(children.end <= index.len());
+        for child in children.take(20) {
+            if let Ok(name) = index.name(child) {
+                let _ = index.lookup(rank, name);
+            }
+        }
+        let _ = index.lookup(rank, b"none");
+    }
+    let mut pack = 0;
+    for segment in index.segments().take(500) {
+        if let Ok(Segment::Pack { offset, size }) = segment {
+            assert!(offset == pack && size > 0);
+            pack += size;
+        }
+    }
+    assert!(pack <= index.pack().size);
+}
