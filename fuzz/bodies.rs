@@ -10,11 +10,12 @@ use bytes::Bytes;
 use kitfs::archive::{Kind, NewEntry, Output, Place, SplitError, Splitter};
 use kitfs::descriptor::Descriptor;
 use kitfs::digest::{Algorithm, Digest};
+use kitfs::filter::{Filter, FilterType, Glob, Globs, Selection};
 use kitfs::index::{FileFacts, Index, IndexBuilder, Segment, Stored};
 use kitfs::inflate::{Inflate, InflateError, expansion_limit};
-use kitfs::kit::Kit;
+use kitfs::kit::{Documents, Growing, Kit};
+use kitfs::layer::Compression;
 use kitfs::oci::Reference;
-use kitfs::tree::{Place as TreePlace, Tree};
 use kitfs::verify::{Unverified, Verified};
 use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
 use serde_json::Value;
@@ -24,8 +25,16 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 #[allow(dead_code, reason = "each fuzz target calls its own")]
-pub const TARGETS: [Target; 6] =
-    [("tar", tar), ("gzip", gzip), ("plan", plan), ("reference", reference), ("kitfile", kitfile), ("index", index)];
+pub const TARGETS: [Target; 8] = [
+    ("tar", tar),
+    ("gzip", gzip),
+    ("zstd", zstd),
+    ("filter", filter),
+    ("plan", plan),
+    ("reference", reference),
+    ("kitfile", kitfile),
+    ("index", index),
+];
 
 #[derive(Default, PartialEq)]
 struct Sink {
@@ -67,7 +76,7 @@ fn split(stream: &[u8], threshold: u64, piece: usize) -> Result<Sink, SplitError
     for bytes in stream.chunks(piece) {
         splitter.write(bytes, &mut sink)?;
     }
-    let split = splitter.finish()?;
+    let split = splitter.finish(&mut sink)?;
     assert_eq!((split.stream_size, split.pack_size), (stream.len() as u64, sink.pack.len() as u64));
     Ok(sink)
 }
@@ -135,12 +144,12 @@ pub fn index_of(stream: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// A gzip blob → what is stored: what comes out is bounded, and what another decoder makes of it.
-pub fn gzip(blob: &[u8]) {
-    let mut inflate = Inflate::new(blob.len() as u64);
+/// What becomes of a compressed blob that comes in pieces, if it is accepted. What comes out is bounded in any case.
+fn uncompressed(compression: Compression, blob: &[u8], piece: usize) -> Option<Vec<u8>> {
+    let mut inflate = Inflate::new(compression, blob.len() as u64).expect("memory").expect("compressed");
     let mut content = Vec::new();
     let mut ended = Ok(());
-    for piece in blob.chunks(11) {
+    for piece in blob.chunks(piece) {
         ended = ended.and_then(|()| {
             inflate.write(piece, &mut |bytes| {
                 content.extend_from_slice(bytes);
@@ -149,9 +158,12 @@ pub fn gzip(blob: &[u8]) {
         });
     }
     assert!(content.len() as u64 <= expansion_limit(blob.len() as u64));
-    if ended.is_err() || inflate.finish().is_err() {
-        return;
-    }
+    (ended.is_ok() && inflate.finish().is_ok()).then_some(content)
+}
+
+/// A gzip blob → what is stored: what comes out is bounded, and what another decoder makes of it.
+pub fn gzip(blob: &[u8]) {
+    let Some(content) = uncompressed(Compression::Gzip, blob, 11) else { return };
     let mut other = Vec::new();
     // It takes zeros after the end for the beginning of a member that is cut.
     let unpadded = blob.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -159,6 +171,33 @@ pub fn gzip(blob: &[u8]) {
     assert!(read.is_ok() || unpadded < blob.len());
     assert!(other == content);
     tar(&content);
+}
+
+/// A zstd blob → what is stored: what comes out is bounded, and the same in whatever pieces the blob comes.
+pub fn zstd(blob: &[u8]) {
+    let whole = uncompressed(Compression::Zstd, blob, blob.len().max(1));
+    assert!(whole == uncompressed(Compression::Zstd, blob, 11));
+    if let Some(content) = whole {
+        tar(&content);
+    }
+}
+
+/// A filter and a glob, as a user writes them: both go through a plan and come back the same, and a filter has types of kit's alone.
+pub fn filter(text: &[u8]) {
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    if let Ok(filter) = text.parse::<Filter>() {
+        assert!(FilterType::ALL.into_iter().any(|kind| filter.has(kind)), "{text}");
+        let sealed = serde_json::to_string(&filter).expect("a text");
+        assert_eq!(serde_json::from_str::<Filter>(&sealed).expect("its own spelling"), filter);
+    }
+    if let Ok(glob) = text.parse::<Glob>() {
+        let globs = Globs::new(vec![glob], Vec::new());
+        let sealed = serde_json::to_string(&globs).expect("a text");
+        assert_eq!(serde_json::from_str::<Globs>(&sealed).expect("its own spelling"), globs);
+        let reach = globs.root();
+        // What rules a folder out shows nothing below it.
+        assert!(!globs.rules_out(&reach) || !globs.may_show_below(&reach), "{text}");
+    }
 }
 
 /// Makes verified bytes, as a source and a check make them.
@@ -182,14 +221,18 @@ pub fn plan(documents: &[u8]) {
     let asked = Kit::config(&manifest);
     let Ok(kit) = Kit::plan(&manifest, &config) else { return };
     assert!(asked.is_ok_and(|asked| asked.digest == config.descriptor().digest));
-    assert!(kit.shared().iter().all(|position| *position < kit.layers.len()));
-    let places = kit.layers.iter().map(|layer| {
+    for layer in &kit.layers {
         assert!(layer.path.components().all(|part| part != b".." && !part.contains(&0)));
-        TreePlace { digest: layer.spec.descriptor.digest, path: layer.path.clone(), prefix: layer.prefix.clone() }
-    });
-    Tree::new(places.collect(), kit.kitfile.len() as u64).expect("whatever has a plan has a tree");
-    let text = std::str::from_utf8(&kit.kitfile).expect("UTF-8");
-    Yaml::load_from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    }
+    if let Some(kitfile) = &kit.kitfile {
+        let text = std::str::from_utf8(kitfile).expect("UTF-8");
+        Yaml::load_from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    }
+    let documents = Documents { manifest, config };
+    let lineage = Growing::new("kit".to_owned(), kit, documents, Selection::default(), false).and_then(Growing::finish);
+    let Ok(lineage) = lineage else { return };
+    assert!(lineage.shared().iter().all(|position| *position < lineage.layers.len()));
+    kitfs::fs::tree(&lineage).expect("whatever has a plan has a tree");
 }
 
 /// A reference, as a user or a Kitfile writes it: the canonical spelling is read as the same.
@@ -212,7 +255,7 @@ pub fn kitfile(parameters: &[u8]) {
     let Descriptor { media_type, digest, size } = config.descriptor();
     let manifest = serde_json::json!({ "schemaVersion": 2, "config": { "mediaType": media_type, "digest": digest, "size": size } });
     let Ok(kit) = Kit::plan(&verified(MANIFEST, manifest.to_string().as_bytes()), &config) else { return };
-    let text = std::str::from_utf8(&kit.kitfile).expect("UTF-8");
+    let text = std::str::from_utf8(kit.kitfile.as_deref().expect("a ModelKit has one")).expect("UTF-8");
     let documents = Yaml::load_from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let read = &documents[0]["model"];
     match &value {

@@ -130,11 +130,17 @@ fn seeds() -> Seeds {
         for case in cases {
             let text = std::fs::read_to_string(case.join("case.json")).expect("case.json");
             let text: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            for filters in text["filters"].as_array().into_iter().flatten() {
+                for filter in filters["filter"].as_array().into_iter().flatten() {
+                    add("filter", filter.as_str().expect("a filter").as_bytes().to_vec());
+                }
+            }
             add("reference", text["reference"].as_str().expect("a reference").as_bytes().to_vec());
             let blobs = blobs(&case);
             for blob in blobs.values() {
                 match blob.as_slice() {
                     [0x1f, 0x8b, ..] => add("gzip", blob.clone()),
+                    [0x28, 0xb5, 0x2f, 0xfd, ..] => add("zstd", blob.clone()),
                     tar if tar.get(257..262) == Some(b"ustar") => {
                         add("tar", tar.to_vec());
                         bodies::index_of(tar).into_iter().for_each(|index| add("index", index));
@@ -151,12 +157,27 @@ fn seeds() -> Seeds {
             }
         }
     }
+    for glob in ["*.bin", "/model/**", "a/b/", "**/x", "[a-c]?.[!t]xt", "{a,b}", "data/*"] {
+        add("filter", glob.as_bytes().to_vec());
+    }
+    // Both fixtures together have fewer than ten.
+    for level in [1, 3, 9] {
+        for content in [&b"x"[..], &[7; 5000], include_bytes!("fuzz_targets.rs")] {
+            add("zstd", zstd(content, level));
+        }
+    }
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
     for reference in ["localhost/a", "h.example:5000/a/b:t", "oci:dir", "oci:/a/b:name", "[::1]:5000/a:b", "oci:a:b/c:d", "weights:v2"] {
         add("reference", reference.as_bytes().to_vec());
         add("reference", format!("{reference}@{digest}").into_bytes());
     }
     seeds
+}
+
+fn zstd(content: &[u8], level: i32) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(zstd_safe::compress_bound(content.len()));
+    zstd_safe::compress(&mut frame, content, level).expect("room");
+    frame
 }
 
 /// The blobs of a case's layout, by digest.

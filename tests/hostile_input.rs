@@ -286,7 +286,7 @@ fn expect(bench: &Bench, rule: &str, blob: &[u8], compression: Compression, outc
             assert!(text.contains(part) && text.contains(&spec.descriptor.digest.to_string()), "{rule}: {text}");
             assert_eq!(error.class(), ErrorClass::Refused, "{rule}: {text}");
             assert!(!text.chars().any(char::is_control), "{rule}: {text:?}");
-            assert_eq!(bench.store.state(&spec.descriptor.digest), LayerState::Absent, "{rule}");
+            assert_eq!(bench.store.state(&spec.key()), LayerState::Absent, "{rule}");
             let left = ["layers", "index"].map(|place| bench.cache.path().join("v1").join(place).join(spec.descriptor.digest.file_name()));
             assert!(left.iter().all(|path| !path.exists()), "{rule}: something is visible");
         }
@@ -345,7 +345,7 @@ fn layers_that_collide_are_refused_in_whatever_order_they_come() {
                 path: RelPath::parse(path.as_bytes()).expect("a path"),
                 prefix: RelPath::root(),
             });
-            let tree = Tree::new(places.collect(), 10).expect("a plan");
+            let tree = Tree::new(places.collect(), Some(10), Shown::default()).expect("a plan");
             let mut here: [Option<VerifiedLayer>; 2] = [None, None];
             let mut errors = Vec::new();
             for arriving in order {

@@ -138,8 +138,7 @@ impl Members {
         self.extension_bytes = 0;
         let sparse = extensions.is_sparse();
         let size = extensions.size()?.unwrap_or(header.size);
-        extensions.check_others()?;
-        let name = extensions.into_name().unwrap_or(header.name);
+        let name = extensions.into_name()?.unwrap_or(header.name);
         let kind = match header.type_flag {
             // Headers may follow such a one that look like content; nobody writes it any more.
             b'S' => return Err("a sparse file (type `S`)".into()),
@@ -215,7 +214,7 @@ mod tests {
         assert!(members.header(0, &header(b'L', "long", TAR_EXTENSION_BYTES + 1)).is_err());
         let mut members = Members::default();
         members.header(0, &header(b'L', "long", 2)).expect("good");
-        members.extension(0, b"ab").expect("good");
+        members.extension(0, b"a\0").expect("good");
         assert!(members.header(1024, &zero).is_err(), "an extension of nothing");
     }
 
@@ -229,7 +228,7 @@ mod tests {
         let mut members = Members::default();
         let mut most = || {
             members.header(0, &header(b'L', "long", TAR_EXTENSION_BYTES))?;
-            members.extension(0, b"name")?;
+            members.extension(0, b"name\0")?;
             members.header(0, &header(b'5', "a", 0))
         };
         for _ in 0..ARCHIVE_EXTENSION_BYTES / TAR_EXTENSION_BYTES {

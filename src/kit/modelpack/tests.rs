@@ -285,7 +285,6 @@ fn a_kitfile_in_the_manifest_gives_names_and_has_to_agree() {
         (changed("/docs/0/path", json!("Kitfile")), "the place of the generated Kitfile"),
         (changed("/code/0/digest", json!(null)), "`code[0]` is the code at `src`"),
         (changed("/model/diffId", json!(digest(8))), "is sha256:"),
-        (changed("/model", json!({ "path": "reg.example/a/b:v1" })), "the model of this kit is another kit"),
         (changed("/docs", json!({})), "`docs` should be an array"),
         (changed("/datasets", json!(vec![json!({ "path": "data" }); 4])), "the Kitfile in the manifest lists 8 layers, the manifest has 5"),
         (json!("{"), "cannot be used"),

@@ -137,7 +137,7 @@ async fn what_is_no_such_archive_is_refused() {
         (b"\x1f\x8b\x08 no gzip", "uncompress"),
         (b"\x1f\x8b", "uncompress"),
         (&packed(Form::Gzip, b"no tar"), "inside a header"),
-        (&[packed(Form::Gzip, &tar(&[VERSION])), b"garbage".to_vec()].concat(), "neither another member nor zero padding"),
+        (&[packed(Form::Gzip, &tar(&[VERSION])), b"garbage".to_vec()].concat(), "does not begin another one, nor is it padding"),
     ] {
         let error = Written::new(bytes).open().resolve().await.expect_err(part);
         assert!(error.to_string().contains(part), "{error}");
