@@ -1,9 +1,9 @@
 //! A kit out of an OCI image layout (`oci-layout`, `index.json` and `blobs/`), and no registry at all.
 //!
-//! One reader for all of them, over a [`Place`] that gives bytes by path: a folder, or an archive of one that is read where it is. Kit's
-//! own storage is such a layout with other lists of names ([`kitops`]). A place is as hostile as a registry: what comes out is
+//! One reader for all of them, over a place that gives bytes by path: a folder, or an archive of one that is read where it is. Kit's
+//! own storage is such a layout with other lists of names. A place is as hostile as a registry: what comes out is
 //! [`Unverified`], what is read is capped, only regular files are opened, and in a folder no symbolic link is followed. All of it happens
-//! off the async threads, and ends when nobody waits for it any more ([`Stop`]).
+//! off the async threads, and ends when nobody waits for it any more.
 
 mod archive;
 mod folder;
