@@ -151,7 +151,7 @@ pub enum Packing {
 }
 
 impl Packing {
-    fn is_raw(self) -> bool {
+    pub fn is_raw(self) -> bool {
         !matches!(self, Self::Plain | Self::Gzip | Self::Zstd)
     }
 
@@ -242,10 +242,12 @@ impl Kitfile {
             let mut annotations = Map::new();
             let (content, files) = if packing.is_raw() {
                 let Some(Node::File { mode, content }) = tree.0.get(path.as_bytes()) else { panic!("no file {path} in the tree") };
-                shown.file_in_place(path, *mode, content);
+                // What nothing says of a mode is this.
+                let mode = if *packing == Packing::RawGzipUnsized { 0o644 } else { *mode };
+                shown.file_in_place(path, mode, content);
                 annotations.insert("org.cncf.model.filepath".into(), path.as_str().into());
                 if *packing != Packing::RawGzipUnsized {
-                    annotations.insert("org.cncf.model.file.metadata+json".into(), metadata(path, *mode, content.len()).into());
+                    annotations.insert("org.cncf.model.file.metadata+json".into(), metadata(path, mode, content.len()).into());
                 }
                 (content.to_vec(), vec![path.as_bytes().to_vec()])
             } else {
@@ -341,6 +343,15 @@ impl Layer {
 
     fn entry(&self) -> Value {
         json!({ "name": self.path.replace('/', "-"), "path": self.written, "digest": self.digest, "diffId": self.diff_id })
+    }
+
+    /// The name of its folder and its index in the cache: the digest, and how it is read.
+    pub fn stored_name(&self) -> String {
+        let name = self.digest.replace(':', "-");
+        match self.media_type.rsplit_once(".v1.") {
+            Some((_, "tar")) | None => name,
+            Some((_, format)) => format!("{name}-{format}"),
+        }
     }
 
     /// The offset in a plain blob of a file's content.
@@ -458,7 +469,7 @@ fn zstd(content: &[u8]) -> Vec<u8> {
 fn metadata(path: &str, mode: u32, size: usize) -> String {
     let name = path.rsplit('/').next().unwrap_or(path);
     let mtime = "2026-06-15T10:20:30.123456789Z";
-    json!({ "name": name, "mode": mode, "uid": 0, "gid": 0, "size": size, "mtime": mtime, "typeflag": 48 }).to_string()
+    json!({ "name": name, "mode": mode & 0o777, "uid": 0, "gid": 0, "size": size, "mtime": mtime, "typeflag": 48 }).to_string()
 }
 
 /// One member as Go's tar writer writes it: USTAR if it fits, else PAX.

@@ -364,7 +364,7 @@ fn pull_fetches_everything_once_and_says_so_in_plain_lines() {
     }
     for layer in &kit.layers {
         assert_eq!(registry.sent(&layer.digest), layer.blob.len() as u64);
-        let layer = host.cache().join("v1/layers").join(layer.digest.replace(':', "-"));
+        let layer = host.cache().join("v1/layers").join(layer.stored_name());
         assert!(layer.join("visible").exists() && layer.join("durable").exists(), "pull waits until it is durable");
     }
     use std::os::unix::fs::PermissionsExt as _;

@@ -97,7 +97,7 @@ fn two_containers_share_one_mount(mode: Mode) {
     assert!(resident.iter().all(|page| *page), "{} of {} pages are there", resident.iter().filter(|page| **page).count(), resident.len());
     if mode == Mode::Passthrough {
         // And it stands there once: the pages are those of the cache's own file.
-        let own = host.cache().join("v1/layers").join(kit.layer("model").digest.replace(':', "-"));
+        let own = host.cache().join("v1/layers").join(kit.layer("model").stored_name());
         let data = fs::read_dir(own).expect("the layer").map(|entry| entry.expect("an entry").path());
         let data = data.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "data")).expect("the big member");
         let own = File::open(data).expect("open");

@@ -80,7 +80,7 @@ fn everything_of_a_newer_kit_is_shown_and_verified(mode: Mode) {
     assert!(layers.iter().all(|layer| layer["state"] == "cached"), "{layers:#?}");
     // What is a file is stored as one, without a copy and however small, and an empty one not at all.
     for layer in kit.layers.iter().filter(|layer| layer.media_type.ends_with(".raw")) {
-        let stored = host.cache().join("v1/layers").join(layer.digest.replace(':', "-") + "-raw");
+        let stored = host.cache().join("v1/layers").join(layer.stored_name());
         let data = stored.join("0.data");
         assert_eq!(fs::read(&data).unwrap_or_default(), *layer.blob, "{}", layer.path);
         assert_eq!(

@@ -94,7 +94,7 @@ fn a_killed_fetcher_does_not_fail_the_others(mode: Mode) {
     assert_right(second, &two.kit, "data/part.bin");
     // Nobody serves the first one any more; it ends with an error.
     assert_ne!(first.wait(LIMIT).code(), 0);
-    assert!(two.host.cache().join("v1/layers").join(two.kit.layers[0].digest.replace(':', "-")).exists());
+    assert!(two.host.cache().join("v1/layers").join(two.kit.layers[0].stored_name()).exists());
 }
 
 fn a_stopped_fetcher_does_not_fail_the_others(mode: Mode) {

@@ -25,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Mounts are dear; the trees are wide, so that each of them asks many questions.
 const CASES: u32 = 25;
 
+const PACKINGS: [Packing; 7] =
+    [Packing::Plain, Packing::Gzip, Packing::Zstd, Packing::Raw, Packing::RawGzip, Packing::RawZstd, Packing::RawGzipUnsized];
+
 #[derive(Debug, Clone)]
 enum Question {
     Stat(Index),
@@ -38,7 +41,7 @@ enum Question {
 struct Plan {
     tree: Tree,
     /// Which paths are layers, beside which of the root.
-    layers: Vec<(Index, Section, bool)>,
+    layers: Vec<(Index, Section, Packing)>,
     root: bool,
     questions: Vec<Question>,
 }
@@ -50,7 +53,11 @@ fn plan() -> impl Strategy<Value = Plan> {
     let size = prop_oneof![Just(0_usize), 1..600_usize, 4000..5000_usize, 60_000..140_000_usize, Just(1_300_000)];
     let mode = prop::sample::select(vec![0o644_u32, 0o755, 0o600, 0o000, 0o4755]);
     let files = prop::collection::vec((file, size, mode, any::<u64>(), prop::bool::weighted(0.15)), 1..40);
-    let layer = (any::<Index>(), prop::sample::select(vec![Section::Dataset, Section::Code, Section::Docs]), any::<bool>());
+    let layer = (
+        any::<Index>(),
+        prop::sample::select(vec![Section::Dataset, Section::Code, Section::Docs]),
+        prop::sample::select(PACKINGS.to_vec()),
+    );
     let question = prop_oneof![
         any::<Index>().prop_map(Question::Stat),
         any::<Index>().prop_map(Question::Read),
@@ -92,11 +99,13 @@ fn check(mode: Mode, plan: Plan) {
     let paths: Vec<_> = plan.tree.0.keys().cloned().collect();
     let mut chosen = BTreeSet::new();
     let mut kitfile = Kitfile::new("random");
-    for (index, section, zip) in &plan.layers {
+    for (index, section, packing) in &plan.layers {
         // The Kitfile's paths are texts, and two layers of one path would be a group with the same names.
         let path = String::from_utf8(index.get(&paths).clone()).expect("a text");
         if chosen.insert(path.clone()) {
-            kitfile = kitfile.packing(if *zip { Packing::Gzip } else { Packing::Plain }).entry(*section, &path);
+            let is_file = matches!(plan.tree.0.get(path.as_bytes()), Some(Node::File { .. }));
+            let packing = if is_file || !packing.is_raw() { *packing } else { Packing::Plain };
+            kitfile = kitfile.packing(packing).entry(*section, &path);
         }
     }
     if plan.root || chosen.is_empty() {

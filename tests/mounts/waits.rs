@@ -377,7 +377,7 @@ fn a_full_disk_is_an_error_and_is_tried_again(mode: Mode) {
         move || read(&path)
     });
     assert_eq!(full, Err(Errno::NOSPC.raw_os_error()));
-    let layer = kit.layer("big").digest.replace(':', "-");
+    let layer = kit.layer("big").stored_name();
     assert!(!cache.join("v1/layers").join(layer).exists(), "nothing half-made is visible");
     assert_eq!(read(&mount.path("small/part.bin")).as_deref(), Ok(kit.tree.content("small/part.bin")));
     sh(&format!("mount -o remount,size=256m {}", cache.display()), LIMIT).ok();
