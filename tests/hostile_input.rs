@@ -19,6 +19,7 @@ use futures_util::stream;
 use kitfs::descriptor::Descriptor;
 use kitfs::digest::{Algorithm, Digest};
 use kitfs::failure::{ErrorClass, chain};
+use kitfs::filter::Shown;
 use kitfs::index::Kind;
 use kitfs::kit::Kit;
 use kitfs::layer::{Archive, Compression, LayerSpec};
@@ -344,6 +345,8 @@ fn layers_that_collide_are_refused_in_whatever_order_they_come() {
                 digest: Digest::of(Algorithm::Sha256, blob),
                 path: RelPath::parse(path.as_bytes()).expect("a path"),
                 prefix: RelPath::root(),
+                size: blob.len() as u64,
+                file: None,
             });
             let tree = Tree::new(places.collect(), Some(10), Shown::default()).expect("a plan");
             let mut here: [Option<VerifiedLayer>; 2] = [None, None];
