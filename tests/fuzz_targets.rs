@@ -167,7 +167,9 @@ fn seeds() -> Seeds {
         }
     }
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
-    for reference in ["localhost/a", "h.example:5000/a/b:t", "oci:dir", "oci:/a/b:name", "[::1]:5000/a:b", "oci:a:b/c:d", "weights:v2"] {
+    for reference in
+        ["localhost/a", "h.example:5000/a/b:t", "oci:dir", "oci:/a/b:name", "[::1]:5000/a:b", "oci:a:b/c:d", "weights:v2", "oCi:5/ci"]
+    {
         add("reference", reference.as_bytes().to_vec());
         add("reference", format!("{reference}@{digest}").into_bytes());
     }

@@ -193,6 +193,19 @@ impl FromStr for Reference {
             }
             _ => registry(text),
         }
+<<<<<<< HEAD
+=======
+        if let Some((transport @ ("oci-archive" | "kitops" | "dir" | "docker-archive" | "containers-storage"), _)) = text.split_once(':') {
+            return Err(ReferenceError::Transport(text.to_owned(), transport.to_owned()));
+        }
+        // A host is printed in lower case, so `oCi:5/x`, with a port, would be another place when it is read again.
+        if let Some((host, _)) = text.split_once(':')
+            && TRANSPORTS.iter().any(|transport| host.eq_ignore_ascii_case(transport))
+        {
+            return Err(ReferenceError::Transport(text.to_owned(), host.to_owned()));
+        }
+        registry(text)
+>>>>>>> hostile
     }
 }
 
@@ -217,6 +230,9 @@ impl fmt::Display for Reference {
         }
     }
 }
+
+/// What stands before a `:` and is no host, however it is written.
+const TRANSPORTS: [&str; 6] = ["oci", "oci-archive", "kitops", "dir", "docker-archive", "containers-storage"];
 
 fn registry(text: &str) -> Result<Reference, ReferenceError> {
     let (host, _) = text.split_once('/').ok_or_else(|| ReferenceError::NoRegistry(text.to_owned()))?;
@@ -496,6 +512,14 @@ mod tests {
             let error = parse(text).expect_err(text);
             assert!(error.to_string().contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_host_that_is_a_transport_in_other_letters_was_read_back_as_a_folder() {
+        for text in ["oCi:5/ci", "OCI:5000/a/b:v1", "KitOps:80/a", "Oci-Archive:1/x"] {
+            assert!(matches!(parse(text), Err(ReferenceError::Transport(..))), "{text}");
+        }
+        assert!(parse("oci.example:5000/a").is_ok());
     }
 
     #[test]
