@@ -188,24 +188,12 @@ impl FromStr for Reference {
             Some(("oci", rest)) => layout(text, rest, Transport::Layout, ReferenceError::NoFolder),
             Some(("oci-archive", rest)) => layout(text, rest, Transport::Archive, ReferenceError::NoFile),
             Some(("kitops", rest)) => kitops(text, rest),
-            Some((transport @ ("dir" | "docker-archive" | "containers-storage"), _)) => {
-                Err(ReferenceError::Transport(text.to_owned(), transport.to_owned()))
+            // A host is printed in lower case, so `oCi:5/x`, with a port, would be another place when it is read again.
+            Some((other, _)) if TRANSPORTS.iter().any(|transport| other.eq_ignore_ascii_case(transport)) => {
+                Err(ReferenceError::Transport(text.to_owned(), other.to_owned()))
             }
             _ => registry(text),
         }
-<<<<<<< HEAD
-=======
-        if let Some((transport @ ("oci-archive" | "kitops" | "dir" | "docker-archive" | "containers-storage"), _)) = text.split_once(':') {
-            return Err(ReferenceError::Transport(text.to_owned(), transport.to_owned()));
-        }
-        // A host is printed in lower case, so `oCi:5/x`, with a port, would be another place when it is read again.
-        if let Some((host, _)) = text.split_once(':')
-            && TRANSPORTS.iter().any(|transport| host.eq_ignore_ascii_case(transport))
-        {
-            return Err(ReferenceError::Transport(text.to_owned(), host.to_owned()));
-        }
-        registry(text)
->>>>>>> hostile
     }
 }
 
