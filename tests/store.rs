@@ -698,6 +698,7 @@ fn what_one_source_said_is_no_answer_of_another() {
             assert_eq!(other.join().expect("no panic").expect("good").expect("there"), sample.files);
         });
         let layer = sample.spec.key().file_name();
+        bench.await_settled(&sample);
         fs::remove_dir_all(bench.cache().join("v1/layers").join(layer)).expect("for the next round");
     }
 }

@@ -148,7 +148,7 @@ pub fn ours(bytes: &[u8]) -> Result<Vec<(Seen, u64)>, String> {
     // So that some files are cut out and others stay.
     let (mut sink, mut splitter) = (Sink::default(), Splitter::new(512));
     splitter.write(bytes, &mut sink).map_err(|error| refused(&error))?;
-    let split = splitter.finish().map_err(|error| refused(&error))?;
+    let split = splitter.finish(&mut sink).map_err(|error| refused(&error))?;
     let mut builder = IndexBuilder::new(tempfile::tempfile().expect("a file"));
     for entry in &sink.entries {
         builder.add(entry).map_err(|error| refused(&error))?;
