@@ -97,6 +97,14 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     encoder.finish().expect("to memory")
 }
 
+fn zstd(content: &[u8]) -> Vec<u8> {
+    let mut context = zstd_safe::CCtx::create();
+    context.set_parameter(zstd_safe::CParameter::ChecksumFlag(true)).expect("a known parameter");
+    let mut frame = Vec::with_capacity(zstd_safe::compress_bound(content.len()));
+    context.compress2(&mut frame, content).expect("room");
+    frame
+}
+
 // ---- a store that they come into
 
 #[derive(Debug)]
@@ -288,7 +296,7 @@ fn expect(bench: &Bench, rule: &str, blob: &[u8], compression: Compression, outc
             assert_eq!(error.class(), ErrorClass::Refused, "{rule}: {text}");
             assert!(!text.chars().any(char::is_control), "{rule}: {text:?}");
             assert_eq!(bench.store.state(&spec.key()), LayerState::Absent, "{rule}");
-            let left = ["layers", "index"].map(|place| bench.cache.path().join("v1").join(place).join(spec.descriptor.digest.file_name()));
+            let left = ["layers", "index"].map(|place| bench.cache.path().join("v1").join(place).join(spec.key().file_name()));
             assert!(left.iter().all(|path| !path.exists()), "{rule}: something is visible");
         }
         (Shows(_) | ShowsOne, Err(error)) => panic!("{rule}: {}", chain(&error)),
@@ -312,12 +320,34 @@ fn compressed_layers_are_bounded_and_checked() {
         ("compressed: a wrong CRC", crc, Refused("gzip member 1 is wrong")),
         ("compressed: a wrong length", length, Refused("gzip member 1 is wrong")),
         ("compressed: cut", good[..at - 9].to_vec(), Refused("is cut at byte")),
-        ("compressed: no gzip", tar.clone(), Refused("neither another member nor zero padding")),
+        ("compressed: no gzip", tar.clone(), Refused("after 0 gzip members, does not begin another one")),
         ("compressed: nothing", Vec::new(), Refused("the blob is empty")),
         ("compressed: several members", [gzip(&tar[..700]), gzip(b""), gzip(&tar[700..])].concat(), Shows(&["a"])),
         ("compressed: zero padding", [good.as_slice(), &[0; 1000]].concat(), Shows(&["a"])),
     ] {
         expect(&bench, rule, &blob, Compression::Gzip, &outcome);
+    }
+    let good = zstd(&tar);
+    let mut sum = good.clone();
+    *sum.last_mut().expect("a checksum") ^= 1;
+    // A frame that says that it needs a window of 256 MiB, with one empty block.
+    let window = b"\x28\xb5\x2f\xfd\x00\x90\x01\0\0".to_vec();
+    let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc";
+    for (rule, blob, outcome) in [
+        (
+            "compressed: a zstd bomb",
+            zstd(&[header(b"a", b'0', zeros.len() as u64).as_slice(), &zeros].concat()),
+            Refused("would become more than"),
+        ),
+        ("compressed: a wrong zstd checksum", sum, Refused("zstd frame 1 is wrong")),
+        ("compressed: zstd cut", good[..good.len() - 9].to_vec(), Refused("is cut at byte")),
+        ("compressed: a large zstd window", window, Refused("needs a window of more than")),
+        ("compressed: no zstd", tar.clone(), Refused("after 0 zstd frames, does not begin another one")),
+        ("compressed: nothing", Vec::new(), Refused("the blob is empty")),
+        ("compressed: zeros after zstd", [good.as_slice(), &[0; 1000]].concat(), Refused("does not begin another one")),
+        ("compressed: several frames", [&zstd(&tar[..700])[..], skippable, &zstd(b""), &zstd(&tar[700..])].concat(), Shows(&["a"])),
+    ] {
+        expect(&bench, rule, &blob, Compression::Zstd, &outcome);
     }
 }
 

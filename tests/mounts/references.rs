@@ -273,7 +273,7 @@ fn a_reference_that_leads_to_no_kit_ends_the_mount_and_is_named() {
     }});
     registry.blob_as(&crate::common::registry::sha256(b"{}"), b"{}".to_vec());
     registry.manifest("acme/image", "v1", crate::common::pack::MANIFEST, image.to_string());
-    refused(&host, &top(&format!("{host_name}/acme/image:v1")), &[], 4, &["acme/image:v1", "not a ModelKit"]);
+    refused(&host, &top(&format!("{host_name}/acme/image:v1")), &[], 4, &["acme/image:v1", "neither a ModelKit nor a ModelPack"]);
     // A registry that lets only others in, and one that is not there.
     let (closed, gone) = (Registry::start(), Registry::start());
     closed.require(Auth::Basic("user".into(), "password".into()));

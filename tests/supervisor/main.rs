@@ -30,7 +30,10 @@ fn main() -> ExitCode {
 
 /// What cargo's own harness does, as far as it is needed here: filters, `--list`, and several tests at once.
 fn run_tests(arguments: &[String]) -> ExitCode {
-    let filters: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with('-')).collect();
+    // The number of threads is not for us to choose: the tests count on six.
+    let (options, filters): (Vec<&str>, Vec<&str>) = arguments.iter().map(String::as_str).partition(|argument| argument.starts_with('-'));
+    let filters: Vec<&str> =
+        filters.into_iter().filter(|filter| !(options.contains(&"--test-threads") && filter.parse::<u32>().is_ok())).collect();
     let wanted = |name: &&(&str, fn())| filters.is_empty() || filters.iter().any(|filter| name.0.contains(filter));
     let tests: Vec<&(&str, fn())> = tests::ALL.iter().filter(wanted).collect();
     if arguments.iter().any(|argument| argument == "--list") {
