@@ -80,6 +80,8 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
         std::process::abort();
     }));
     drop_capabilities();
+    // It was started by way of /proc/self/exe, and what the kernel says of it (a kill for want of memory) should have its name.
+    let _only_a_name = rustix::thread::set_name(c"kitfs-worker");
     // SAFETY: the supervisor left exactly these four open for us, nobody else uses them.
     let [device, page, control, plan] =
         [inherited.device_fd, inherited.page_fd, inherited.control_fd, inherited.plan_fd].map(|fd| unsafe { own(fd) });

@@ -16,6 +16,7 @@ mod crash;
 mod fault_registry;
 mod filters;
 mod fixtures_mount;
+mod inspect;
 mod kits;
 mod laziness;
 mod meanings;
