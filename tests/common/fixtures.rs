@@ -109,6 +109,20 @@ impl Case {
             .collect()
     }
 
+    /// What `modctl fetch` takes of a ModelPack for each list of patterns that was tried.
+    pub fn fetched_by_modctl(&self) -> Vec<(Vec<String>, Vec<Line>)> {
+        let tried = self.json.get("modctl_fetch").and_then(Value::as_array).into_iter().flatten();
+        tried
+            .map(|tried| {
+                let patterns = tried["patterns"].as_array().expect("a list of patterns").iter();
+                let name = tried["tree"].as_str().expect("a tree");
+                let text = fs::read_to_string(self.folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+                let patterns = patterns.map(|pattern| pattern.as_str().expect("a pattern").to_owned());
+                (patterns.collect(), text.lines().map(Line::parse).collect())
+            })
+            .collect()
+    }
+
     /// What a mount shows, if that is known.
     pub fn tree(&self) -> Option<Vec<Line>> {
         let name = self.text("mount_tree").or(self.text("tree")).unwrap_or("tree.jsonl");

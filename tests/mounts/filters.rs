@@ -10,11 +10,11 @@ use std::time::Duration;
 use ignore::gitignore::GitignoreBuilder;
 use serde_json::Value;
 
-use crate::common::fixtures::{Tried, case};
+use crate::common::fixtures::{Tried, case, cases};
 use crate::common::kitfs::{Host, Mode, Mount};
 use crate::common::process::within;
 use crate::common::registry::Registry;
-use crate::common::shown::{All, Shown, assert_shows, of_lines, of_tree};
+use crate::common::shown::{All, Shown, assert_shows, of_lines, of_tree, walk};
 use crate::fixtures_mount::now;
 use crate::kits::standard;
 
@@ -76,6 +76,27 @@ fn every_filter_of_the_fixtures_shows_what_kit_unpacks(mode: Mode) {
         }
     }
     assert!(seen >= 38, "{seen} filters");
+}
+
+/// The patterns of `modctl fetch` are globs over whole paths, which a slash at the start says here. It makes folders with modes of its own.
+#[test]
+fn what_modctl_fetches_by_patterns_can_be_included() {
+    let mut seen = 0;
+    for case in cases("kits") {
+        for (patterns, fetched) in case.fetched_by_modctl() {
+            println!("{} {patterns:?}", case.name);
+            seen += 1;
+            let host = Host::new(Mode::Passthrough);
+            let reference = case.unpack(&host.folder("layout"));
+            let globs: Vec<String> = patterns.iter().map(|pattern| format!("--include=/{pattern}")).collect();
+            let mount = host.mount_with(&reference, &globs.iter().map(String::as_str).collect::<Vec<_>>());
+            let files = |all: All| all.into_iter().filter(|(_, shown)| matches!(shown, Shown::File { .. })).collect::<All>();
+            let point = mount.point().to_owned();
+            let shown = within(LIMIT, "reading everything", move || walk(&point)).expect("readable");
+            assert_eq!(files(shown), files(of_lines(&fetched)), "{} {patterns:?}", case.name);
+        }
+    }
+    assert!(seen >= 5, "{seen} lists of patterns");
 }
 
 /// Kit's words up to what it offers instead, which is more today than it was.
