@@ -129,6 +129,10 @@ pub struct Inflate {
     began: u64,
     /// Bytes that came out.
     given: u64,
+    /// Bytes that had come out when the last part began.
+    given_before: u64,
+    /// The first bytes of the last zstd frame, in which its header says how large its content is.
+    head: Vec<u8>,
     /// Parts that were begun.
     parts: u64,
     chunk: Box<[u8]>,
@@ -147,6 +151,9 @@ enum State {
     Inside,
     Padding,
 }
+
+/// Bytes that the header of a zstd frame has at most (RFC 8878, 3.1.1.1, with the magic number).
+const FRAME_HEAD: usize = 18;
 
 /// What one call of a decoder came to.
 struct Step {
@@ -176,6 +183,8 @@ impl Inflate {
             taken: 0,
             began: 0,
             given: 0,
+            given_before: 0,
+            head: Vec::new(),
             parts: 0,
             chunk: vec![0; CHUNK].into_boxed_slice(),
         }))
@@ -241,6 +250,8 @@ impl Inflate {
         }
         self.state = State::Inside;
         self.began = self.taken;
+        self.given_before = self.given;
+        self.head.clear();
         self.parts += 1;
         Ok(())
     }
@@ -249,13 +260,16 @@ impl Inflate {
     fn decode<E: From<InflateError>>(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<usize, E> {
         let mut used = 0;
         while self.state == State::Inside {
-            let Step { read, made, ended } = self.step(bytes.get(used..).unwrap_or_default())?;
-            if ended {
-                self.state = State::Between;
-            }
+            let rest = bytes.get(used..).unwrap_or_default();
+            let Step { read, made, ended } = self.step(rest)?;
+            self.head.extend(rest.iter().take(read).take(FRAME_HEAD - self.head.len()));
             used += read;
             self.taken += read as u64;
             self.given += made as u64;
+            if ended {
+                self.check_size()?;
+                self.state = State::Between;
+            }
             if self.given > self.limit {
                 return Err(InflateError::Expansion { size: self.size, limit: self.limit }.into());
             }
@@ -288,6 +302,18 @@ impl Inflate {
                 // What is not an error is a hint how much is missing: nothing, at the end of a frame that was given out as a whole.
                 outcome.map(|missing| Step { read, made, ended: missing == 0 }).map_err(|code| self.wrong_frame(code))
             }
+        }
+    }
+
+    /// Compares what came out of a zstd frame with what its header says. The decoder does it too, but not where the last block is empty and the frame
+    /// comes in pieces.
+    fn check_size(&self) -> Result<(), InflateError> {
+        let Decoder::Zstd(_) = self.decoder else { return Ok(()) };
+        let made = self.given - self.given_before;
+        match zstd_safe::get_frame_content_size(&self.head) {
+            Ok(Some(said)) if said != made => Err(self.wrong(format!("its header says {said} bytes, {made} came out").into())),
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.wrong("its header is malformed".into())),
         }
     }
 

@@ -155,6 +155,21 @@ fn headers_of_frames_are_believed_within_limits() {
     }
 }
 
+/// libzstd looks at the size in the header where a frame comes at once, and not where it comes in pieces and its last block is empty.
+#[test]
+fn a_frame_that_ends_with_an_empty_block_lacked_content_unnoticed_in_pieces() {
+    // 78 bytes by the header, one empty block, and the checksum of nothing.
+    let blob = b"\x28\xb5\x2f\xfd\x24\x4e\x01\0\0\x99\xe9\xd8\x51";
+    for piece in 1..=blob.len() {
+        assert!(inflate(Compression::Zstd, blob, piece).is_err(), "pieces of {piece}");
+    }
+    // The same with a header that says so.
+    let empty = b"\x28\xb5\x2f\xfd\x24\0\x01\0\0\x99\xe9\xd8\x51";
+    for piece in 1..=empty.len() {
+        assert_eq!(inflate(Compression::Zstd, empty, piece).expect("sound"), b"", "pieces of {piece}");
+    }
+}
+
 #[test]
 fn expansion_ends_at_the_limit() {
     assert_eq!(expansion_limit(0), EXPANSION_FLOOR_BYTES);
