@@ -13,12 +13,13 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use kitfs::digest::{Algorithm, Digest};
 use kitfs::signature::{
     About, Content, Denial, Expectation, Facts, Forms, Identity, Layer, LayerKind, Matcher, PublicKey, Signer, TimeSource, TrustedRoot,
     judge, judge_layer,
 };
 use saphyr::{LoadableYamlNode as _, Yaml};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What decides a case that is no single bundle.
 const DECIDED_ELSEWHERE: &[(&str, &str)] = &[
@@ -205,6 +206,44 @@ fn no_change_of_a_bundle_changes_what_it_says() {
     // Rekor v2 repeats of its checkpoint.
     let expected = ["envelope", "hint", "logIndex", "rootHash", "signedTimestamp", "treeSize"].map(str::to_owned);
     assert!(harmless.is_subset(&expected.into()), "{harmless:?}");
+}
+
+/// A log entry that nobody asks for is not verified, but one about another signature is a sign of something.
+#[test]
+fn an_entry_about_another_signature_always_fails() {
+    let entry = |bundle: &Value, key: &str, kind: &str| {
+        let envelope = &bundle["dsseEnvelope"];
+        let payload = STANDARD.decode(envelope["payload"].as_str().expect("a text")).expect("base64");
+        let hash = Digest::of(Algorithm::Sha256, &payload).hex();
+        let signature = json!({ "signature": envelope["signatures"][0]["sig"], "verifier": STANDARD.encode(key) });
+        let hash = json!({ "algorithm": "sha256", "value": hash });
+        let spec = json!({ "envelopeHash": hash, "payloadHash": hash, "signatures": [signature] });
+        let body = json!({ "apiVersion": "0.0.1", "kind": kind, "spec": spec }).to_string();
+        json!({ "logIndex": "7", "logId": { "keyId": STANDARD.encode([7; 32]) }, "kindVersion": { "kind": kind, "version": "0.0.1" },
+            "integratedTime": "1770000000", "canonicalizedBody": STANDARD.encode(body) })
+    };
+    let others: Value = serde_json::from_slice(&case("key-p384-bundle").bundles()[0]).expect("JSON");
+    for name in ["key-ed25519ph-bundle", "key-ed25519-bundle", "key-p256-bundle", "key-rsa-bundle"] {
+        let case = case(name);
+        let authority = &case.policy()[0][0];
+        let bundle: Value = serde_json::from_slice(&case.bundles()[0]).expect("JSON");
+        let key = fs::read_to_string(case.file("cosign.pub")).expect("a key");
+        let foreign = fs::read_to_string(folder().join("key-p384-bundle/cosign.pub")).expect("a key");
+        for (entry, code) in [
+            (entry(&bundle, &key, "dsse"), None),
+            (entry(&others, &key, "dsse"), Some("log-binding")),
+            (entry(&bundle, &foreign, "dsse"), Some("log-binding")),
+        ] {
+            let mut bundle = bundle.clone();
+            bundle["verificationMaterial"]["tlogEntries"] = json!([entry]);
+            let verdict = authority.judge(&Candidate::Bundle(bundle.to_string().into_bytes()), &case, &None);
+            let found = verdict.as_ref().err().map(|denial| denial.reason.code());
+            assert_eq!(found, code, "{name}: {verdict:?}");
+            let wanted = Authority { log: true, ..case.policy().remove(0).remove(0) };
+            let verdict = wanted.judge(&Candidate::Bundle(bundle.to_string().into_bytes()), &case, &None);
+            assert!(verdict.is_err(), "{name}: nothing proves that the entry is in a log");
+        }
+    }
 }
 
 /// Where the texts of a bundle stand.

@@ -7,12 +7,15 @@
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use sigstore_verify::rekor::body::RekorEntryBody;
 use sigstore_verify::tsa::{Error as TimestampError, verify_timestamp_for_authority};
 use sigstore_verify::types::bundle::TransparencyLogEntry;
-use sigstore_verify::types::{Bundle, KindVersion, SignatureBytes, SignatureContent, TimeRange};
+use sigstore_verify::types::{Bundle, DerPublicKey, DsseEnvelope, HashAlgorithm, KindVersion, SignatureBytes, SignatureContent, TimeRange};
 
+use super::key::PublicKey;
 use super::reason::{Denial, Reason};
 use super::trusted_root::{TrustedRoot, key_of};
+use crate::digest::{Algorithm, Digest};
 
 /// What proves that an entry is in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +104,28 @@ pub(super) fn check_logs(bundle: &Bundle, root: &TrustedRoot, times: &[Timestamp
         }
     }
     Ok(())
+}
+
+/// Whether an entry is about this signature by this key. The crate finds that out, too, but only of signatures that it can verify.
+pub(super) fn is_about(entry: &TransparencyLogEntry, envelope: &DsseEnvelope, key: &PublicKey) -> bool {
+    match RekorEntryBody::parse(&entry.canonicalized_body, entry.kind_version) {
+        Ok(RekorEntryBody::DsseV001(body)) => {
+            let (hash, [logged]) = (&body.spec.payload_hash, body.spec.signatures.as_slice()) else { return false };
+            let verifier = str::from_utf8(logged.verifier.as_bytes()).ok().and_then(|pem| DerPublicKey::from_pem(pem).ok());
+            hash.algorithm == HashAlgorithm::Sha2256
+                && hash.value == Digest::of(Algorithm::Sha256, envelope.payload.as_bytes()).hex()
+                && logged.signature == envelope.signature.sig
+                && verifier.as_ref() == Some(key.spki())
+        }
+        Ok(RekorEntryBody::HashedRekordV002(body)) => {
+            let logged = &body.spec.hashed_rekord_v002;
+            logged.data.algorithm == HashAlgorithm::Sha2512
+                && logged.data.digest.as_bytes() == Digest::of(Algorithm::Sha512, &envelope.pae()).as_bytes()
+                && logged.signature.content == envelope.signature.sig
+                && logged.signature.verifier.public_key.as_ref().is_some_and(|logged| logged.raw_bytes == *key.spki())
+        }
+        _ => false,
+    }
 }
 
 /// A time of the crate, which has another version of jiff. Both have the same range; what were outside of it would be in the future.
