@@ -16,6 +16,9 @@ use kitfs::inflate::{Inflate, InflateError, expansion_limit};
 use kitfs::kit::{Documents, Growing, Kit};
 use kitfs::layer::Compression;
 use kitfs::oci::Reference;
+use kitfs::signature::{
+    About, Content, Expectation, Forms, Identity, Layer, LayerKind, Matcher, PublicKey, Signer, TrustedRoot, judge, judge_layer,
+};
 use kitfs::verify::{Unverified, Verified};
 use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
 use serde_json::Value;
@@ -25,7 +28,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 #[allow(dead_code, reason = "each fuzz target calls its own")]
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("tar", tar),
     ("gzip", gzip),
     ("zstd", zstd),
@@ -34,6 +37,7 @@ pub const TARGETS: [Target; 8] = [
     ("reference", reference),
     ("kitfile", kitfile),
     ("index", index),
+    ("bundle", bundle),
 ];
 
 #[derive(Default, PartialEq)]
@@ -363,4 +367,58 @@ fn walk(index: &Index) {
         }
     }
     assert!(pack <= index.pack().size);
+}
+
+/// What the owner of the fixtures' P-256 key and its workflow ever signed about [`KIT`], but for the annotations.
+const SIGNED: [&str; 4] = ["{}", r#"{"stage":"prod","ticket":"ACME-42"}"#, r#"{"stage":"dev"}"#, r#"{"released":"2026-03-11T11:59:00Z"}"#];
+const KIT: &str = "sha256:98d5bb40b4a10c712223aa7fc5099ac2426bcce667101cb71d250e80df360e6a";
+
+/// A bundle, or a part of the older format → a judgement: it never panics, and what it lets pass was really signed, byte for byte.
+pub fn bundle(bytes: &[u8]) {
+    thread_local! {
+        static TRUSTED: (TrustedRoot, PublicKey, Identity) = trusted();
+    }
+    let now = "2026-11-01T00:00:00Z".parse().expect("a time");
+    let hex = KIT.trim_start_matches("sha256:");
+    let signed = |annotations: &str| {
+        let subject = format!(r#"{{"digest":{{"sha256":"{hex}"}},"annotations":{annotations}}}"#);
+        let kind = "https://sigstore.dev/cosign/sign/v1";
+        format!(r#"{{"_type":"https://in-toto.io/Statement/v1","subject":[{subject}],"predicateType":"{kind}","predicate":{{}}}}"#)
+    };
+    let about = About { digest: KIT.parse().expect("a digest"), artifact: None };
+    TRUSTED.with(|(root, key, identity)| {
+        for signer in [Signer::Key(key), Signer::Identity(identity)] {
+            for log in [true, false] {
+                let expectation = Expectation { signer, content: Content::Signature, log, timestamp: false, forms: Forms::Attached };
+                if let Ok(facts) = judge(bytes, &about, &expectation, root, now) {
+                    let text = facts.statement.expect("a signature states something").text;
+                    assert!(SIGNED.iter().any(|annotations| signed(annotations) == text), "{text}");
+                }
+                // The same in what Cosign's older format has: an envelope, a payload, and what stands in annotations.
+                let annotation = |name: &str| [(format!("dev.sigstore.cosign/{name}"), String::from_utf8_lossy(bytes).into_owned())];
+                for kind in [LayerKind::Attestation, LayerKind::Signature] {
+                    for annotations in [&annotation("bundle"), &annotation("rfc3161timestamp"), &annotation("certificate")] {
+                        let layer = Layer { kind, blob: bytes, annotations };
+                        let verdict = judge_layer(&layer, &about.digest, &expectation, root, now);
+                        assert!(verdict.is_err(), "nobody signed that");
+                    }
+                }
+                let anything = Expectation { content: Content::Anything, timestamp: log, forms: Forms::All, ..expectation };
+                let about = About { artifact: Some(b"another thing"), ..about };
+                if let Ok(facts) = judge(bytes, &about, &anything, root, now) {
+                    assert!(facts.statement.is_some(), "nobody signed those bytes");
+                }
+            }
+        }
+    });
+}
+
+/// Whom the fixtures trust.
+fn trusted() -> (TrustedRoot, PublicKey, Identity) {
+    let root = TrustedRoot::read(include_bytes!("../tests/fixtures/signed/keyless-rekor1/trusted_root.json"));
+    let key = PublicKey::from_pem(include_bytes!("../tests/fixtures/signed/key-p256-bundle/cosign.pub"));
+    let exactly = |text: &str| Matcher::Exact(text.to_owned());
+    let subject = exactly("https://github.com/acme/models/.github/workflows/release.yml@refs/heads/main");
+    let identity = Identity { subject, issuer: exactly("https://token.actions.githubusercontent.com") };
+    (root.expect("a trusted root"), key.expect("a key"), identity)
 }

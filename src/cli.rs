@@ -14,10 +14,14 @@ mod pull;
 mod report;
 mod serve;
 mod status;
+mod trust;
 mod umount;
 mod verify;
+mod verify_bundle;
 
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -59,6 +63,8 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::VerifyBundle(arguments) => verify_bundle::run(&arguments),
+        Command::Trust(arguments) => trust::run(&arguments),
         Command::Completions(arguments) => print(&manual::completions(arguments.shell)),
         Command::Man => print(&manual::page().map_err(CliError::Output)?),
         Command::Supervisor(arguments) => serve::supervisor(&arguments),
@@ -148,6 +154,14 @@ fn remote(pinned: &Pinned) -> Vec<RemoteRecord> {
 /// A path as it is shown.
 fn place(path: &RelPath) -> String {
     if path.is_root() { ".".into() } else { String::from_utf8_lossy(path.as_bytes()).into_owned() }
+}
+
+/// All of a file that was named, up to one byte more than `limit`, so that whoever reads it can tell.
+fn document(path: &Path, limit: u64) -> Result<Vec<u8>, CliError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
+    read.map_err(|source| CliError::File { path: path.to_owned(), source })?;
+    Ok(bytes)
 }
 
 /// A reference as it is meant from the current folder.

@@ -57,6 +57,7 @@ pub mod registry;
 pub(crate) mod rehearsal;
 pub mod resolve;
 pub mod run;
+pub mod signature;
 pub mod source;
 pub mod store;
 pub mod supervisor;

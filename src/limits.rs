@@ -163,6 +163,28 @@ pub const KIT_BYTES: u64 = 1 << 50;
 /// stays below the level at which the parser stops by itself (128), so that the limit that speaks is this one.
 pub const JSON_DEPTH: usize = 100;
 
+// ---- signature
+
+/// Bytes of a bundle. An attestation of an SBOM has a few megabytes.
+pub const BUNDLE_BYTES: u64 = 16 << 20;
+/// Log entries of a bundle. Honest ones have one; each costs a few signatures to verify.
+pub const BUNDLE_LOG_ENTRIES: usize = 8;
+/// Timestamps of a bundle. Honest ones have one; each is tried with every authority of the trusted root.
+pub const BUNDLE_TIMESTAMPS: usize = 8;
+/// Certificates of a bundle of an older version: a chain of Fulcio's has three.
+pub const BUNDLE_CERTIFICATES: usize = 10;
+/// Bytes of a public key in PEM. The longest that is taken (RSA with 8192 bits) has less than two kilobytes.
+pub const KEY_BYTES: usize = 16 << 10;
+/// Bytes of a trusted root. That of the public good instance has 7 KiB.
+pub const TRUSTED_ROOT_BYTES: u64 = 4 << 20;
+/// Bytes that a compiled regular expression may take.
+pub const PATTERN_BYTES: usize = 1 << 20;
+/// How far a signed time may lie ahead of the host's clock.
+pub const CLOCK_AHEAD: Duration = Duration::from_secs(300);
+/// Bytes of an artifact that `verify-bundle` keeps for signatures that are over bytes and not over their SHA-256. Larger ones are judged
+/// by their digest alone.
+pub const ARTIFACT_BYTES: u64 = 256 << 20;
+
 /// Bytes of `HOST/REPOSITORY` in a reference: the length that the distribution spec asks clients to expect.
 pub const REFERENCE_NAME_BYTES: usize = 255;
 

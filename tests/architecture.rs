@@ -17,6 +17,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tar", &["archive"]),
     ("flate2", &["inflate"]),
     ("globset", &["filter"]),
+    ("sigstore_verify", &["signature"]),
+    ("sigstore_crypto", &["signature"]),
+    ("x509_cert", &["signature"]),
+    ("ed25519_dalek", &["signature"]),
     ("zstd_safe", &["inflate"]),
 ];
 
@@ -39,6 +43,7 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("archive", &["index", "limits", "path"]),
     ("index", &["digest", "limits", "path"]),
     ("filter", &["path"]),
+    ("signature", &["digest", "json", "limits"]),
     ("tree", &["digest", "filter", "index", "node", "path"]),
     ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),

@@ -10,7 +10,7 @@ mod bodies;
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use fastrand::Rng;
@@ -124,10 +124,7 @@ fn seeds() -> Seeds {
         }
     };
     for kind in ["kits", "hostile"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(kind);
-        let mut cases: Vec<_> = std::fs::read_dir(folder).expect("the fixtures").map(|entry| entry.expect("an entry").path()).collect();
-        cases.sort();
-        for case in cases {
+        for case in folders(kind) {
             let text = std::fs::read_to_string(case.join("case.json")).expect("case.json");
             let text: serde_json::Value = serde_json::from_str(&text).expect("JSON");
             for filters in text["filters"].as_array().into_iter().flatten() {
@@ -157,6 +154,13 @@ fn seeds() -> Seeds {
             }
         }
     }
+    for case in folders("signed").into_iter().filter(|case| case.join("layout.tar").exists()) {
+        for blob in blobs(&case).into_values().filter(|blob| {
+            String::from_utf8_lossy(blob).contains("verificationMaterial") || String::from_utf8_lossy(blob).contains("payloadType")
+        }) {
+            add("bundle", blob);
+        }
+    }
     for glob in ["*.bin", "/model/**", "a/b/", "**/x", "[a-c]?.[!t]xt", "{a,b}", "data/*"] {
         add("filter", glob.as_bytes().to_vec());
     }
@@ -174,6 +178,14 @@ fn seeds() -> Seeds {
         add("reference", format!("{reference}@{digest}").into_bytes());
     }
     seeds
+}
+
+/// The folders and files of the fixtures of one kind.
+fn folders(kind: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(kind);
+    let mut cases: Vec<_> = std::fs::read_dir(folder).expect("the fixtures").map(|entry| entry.expect("an entry").path()).collect();
+    cases.sort();
+    cases
 }
 
 fn zstd(content: &[u8], level: i32) -> Vec<u8> {

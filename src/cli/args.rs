@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::daemon::SupervisorArgs;
@@ -25,7 +25,7 @@ References:
   An OCI index stands for the kit in it if there is only one.
 
 Environment:
-  Each long option can be given as KITFS_ and its name: KITFS_CACHE_DIR=DIR, KITFS_PLAIN_HTTP=1.
+  Each long option can be given as KITFS_ and its name: KITFS_CACHE_DIR=DIR, KITFS_PLAIN_HTTP=1. Those that say what is trusted cannot.
   Switches take 1, true, yes, on and 0, false, no, off. What may be repeated is given one a line. An option on the command line wins.
   NO_COLOR turns colours off; HTTPS_PROXY, HTTP_PROXY and NO_PROXY are followed.
 
@@ -62,6 +62,12 @@ pub(crate) enum Command {
     /// Ends with 0 if all that is there matches, absent layers are listed. A damaged layer is named with both digests, withdrawn from the
     /// cache, and makes the exit code 4.
     Verify(Verify),
+    /// Verify a Sigstore bundle of a file or a digest
+    ///
+    /// Ends with 0 if the wanted one signed it, and with 1 if not, or if that cannot be told.
+    VerifyBundle(VerifyBundle),
+    /// Show whom trusted roots trust
+    Trust(Trust),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Print the manual page
@@ -231,6 +237,52 @@ pub(crate) struct Verify {
     pub(crate) sources: Sources,
 }
 
+// No option that says what is trusted has a variable: what a shell inherits must not decide it.
+#[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("signer").required(true).multiple(true).args(["key", "certificate_identity", "certificate_oidc_issuer"]))]
+pub(crate) struct VerifyBundle {
+    /// The bundle
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+    /// Who must have signed: the e-mail address or URI in the certificate
+    #[arg(long, value_name = "ID", requires = "certificate_oidc_issuer", conflicts_with = "key")]
+    pub(crate) certificate_identity: Option<String>,
+    /// Who must have vouched for that identity
+    #[arg(long, value_name = "URL", requires = "certificate_identity", conflicts_with = "key")]
+    pub(crate) certificate_oidc_issuer: Option<String>,
+    /// The key that must have signed (PEM, as `cosign.pub`)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Whom to trust: a trusted_root.json, or `sigstore-public-good` or `github`, which are built in
+    #[arg(long, value_name = "FILE", default_value = "sigstore-public-good")]
+    pub(crate) trusted_root: String,
+    /// With --key: do not ask for an entry in a transparency log
+    #[arg(long, conflicts_with_all = ["certificate_identity", "certificate_oidc_issuer"])]
+    pub(crate) insecure_ignore_tlog: bool,
+    /// The file that was signed, or its digest
+    #[arg(value_name = "ARTIFACT_OR_sha256:HEX")]
+    pub(crate) artifact: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Trust {
+    #[command(subcommand)]
+    pub(crate) command: TrustCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum TrustCommand {
+    /// Show authorities and logs, their windows, and the digest of each trusted root [default: those that are built in]
+    Show(TrustShow),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TrustShow {
+    /// A trusted_root.json, or `sigstore-public-good` or `github`; may be repeated
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub(crate) trusted_root: Vec<String>,
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Completions {
     /// The shell
@@ -269,6 +321,10 @@ mod tests {
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             for argument in command.get_arguments() {
                 let Some(long) = argument.get_long().filter(|long| !["help", "version"].contains(long)) else { continue };
+                if command.get_name() == "verify-bundle" {
+                    assert_eq!(argument.get_env(), None, "--{long}: what is trusted is not inherited");
+                    continue;
+                }
                 let expected = format!("KITFS_{}", long.to_uppercase().replace('-', "_"));
                 assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(expected.as_str()), "{}: --{long}", command.get_name());
             }
@@ -302,6 +358,11 @@ mod tests {
             "verify r",
             "verify --repair r",
             "verify --all",
+            "verify-bundle --bundle b --key k a",
+            "verify-bundle --bundle b --key k --insecure-ignore-tlog --trusted-root github sha256:00",
+            "verify-bundle --bundle b --certificate-identity i --certificate-oidc-issuer u --trusted-root f a",
+            "trust show",
+            "trust show --trusted-root f --trusted-root n=g",
             "completions zsh",
             "man",
         ] {
@@ -328,6 +389,15 @@ mod tests {
             "verify",
             "verify --all r",
             "verify --all --repair",
+            "verify-bundle --bundle b a",
+            "verify-bundle --key k a",
+            "verify-bundle --bundle b --key k",
+            "verify-bundle --bundle b --certificate-identity i a",
+            "verify-bundle --bundle b --certificate-oidc-issuer u a",
+            "verify-bundle --bundle b --certificate-identity i --certificate-oidc-issuer u --key k a",
+            "verify-bundle --bundle b --certificate-identity i --certificate-oidc-issuer u --insecure-ignore-tlog a",
+            "trust",
+            "trust show x",
             "completions klingon",
             "unmount d",
         ] {

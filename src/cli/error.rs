@@ -7,12 +7,14 @@ use std::path::PathBuf;
 
 use super::report::Exit;
 use crate::daemon::StartError;
+use crate::digest::DigestError;
 use crate::failure::ErrorClass;
 use crate::kit::KitError;
 use crate::oci::ReferenceError;
 use crate::preflight::PreflightError;
 use crate::resolve::{ChoiceError, ResolveError};
 use crate::run::RunError;
+use crate::signature::{Denial, KeyError, Reason, RootError};
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::tree::TreeError;
@@ -58,6 +60,42 @@ pub(crate) enum CliError {
         #[source]
         source: io::Error,
     },
+    /// A file that was named cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A digest was to be given, and is none that signatures are about.
+    #[error("not the digest of something that was signed")]
+    Digest(#[source] DigestError),
+    /// The key cannot be used.
+    #[error("`{}` holds no public key", path.display())]
+    Key {
+        /// Where it was read.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: KeyError,
+    },
+    /// The trusted root cannot be used.
+    #[error("the trusted root `{name}` cannot be used")]
+    TrustedRoot {
+        /// Its name, or the file.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: RootError,
+    },
+    /// Two trusted roots were given under one name.
+    #[error("there are two trusted roots `{0}`")]
+    TwoRoots(String),
+    /// The bundle does not count.
+    #[error("not verified ({})", .0.reason)]
+    NotVerified(#[source] Denial),
     /// There is no mount where one was asked for.
     #[error("{} is no mount of kitfs", path.display())]
     NoSuchMount {
@@ -94,7 +132,7 @@ impl CliError {
     /// How the command ends.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Reference(_) => Exit::Usage,
+            Self::Reference(_) | Self::Digest(_) | Self::TwoRoots(_) => Exit::Usage,
             Self::Resolve(error) => exit_of(error.class()),
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
             Self::Tree(_) => Exit::Content,
@@ -102,6 +140,10 @@ impl CliError {
             Self::NoCacheDir
             | Self::Preflight(_)
             | Self::Folder { .. }
+            | Self::File { .. }
+            | Self::Key { .. }
+            | Self::TrustedRoot { .. }
+            | Self::NotVerified(_)
             | Self::NoSuchMount { .. }
             | Self::Run(_)
             | Self::Umount(_)
@@ -132,9 +174,19 @@ impl CliError {
             Self::Run(RunError::ForeignOwner { .. } | RunError::Writable { .. }) => {
                 vec!["name a folder of your own with `--run-dir`".into()]
             }
-            Self::Tree(_) | Self::Folder { .. } | Self::Run(_) | Self::Runtime(_) | Self::Inherit(_) | Self::Output(_) | Self::Json(_) => {
-                Vec::new()
-            }
+            Self::NotVerified(denial) => hints_of_denial(denial.reason),
+            Self::Digest(_) => vec!["it is `sha256:` and 64 lower-case hex characters; a file of such a name is `./sha256:…`".into()],
+            Self::Key { .. } => vec!["`cosign public-key --key …` prints the public key of a key".into()],
+            Self::TwoRoots(_) => vec!["give each a name of its own: `--trusted-root NAME=FILE`".into()],
+            Self::TrustedRoot { .. }
+            | Self::File { .. }
+            | Self::Tree(_)
+            | Self::Folder { .. }
+            | Self::Run(_)
+            | Self::Runtime(_)
+            | Self::Inherit(_)
+            | Self::Output(_)
+            | Self::Json(_) => Vec::new(),
         }
     }
 
@@ -200,6 +252,23 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
         ResolveError::Store(error) => hints_of_store(error),
         ResolveError::NeverResolved { .. } => vec!["run it once without `--offline`, or name the kit by its digest".into()],
         ResolveError::NotCached { .. } => vec!["fetch the kit once with `kitfs pull`".into()],
+    }
+}
+
+fn hints_of_denial(reason: Reason) -> Vec<Cow<'static, str>> {
+    match reason {
+        Reason::UntrustedCa
+        | Reason::CaWindow
+        | Reason::BadSct
+        | Reason::CtLogWindow
+        | Reason::UntrustedLog
+        | Reason::LogWindow
+        | Reason::Timestamp
+        | Reason::TsaWindow => {
+            vec!["`kitfs trust show` says whom the trusted root trusts; it may be an old one, or that of another instance".into()]
+        }
+        Reason::NoLog => vec!["for a key, `--insecure-ignore-tlog` does without a log".into()],
+        _ => Vec::new(),
     }
 }
 

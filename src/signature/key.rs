@@ -1,0 +1,143 @@
+//! Public keys: which are taken, and how each of them signs.
+//!
+//! Hash and scheme follow from the key alone. What a bundle says about them is never asked.
+
+use ed25519_dalek::{Signature, VerifyingKey};
+use sha2::Digest as _;
+use sigstore_crypto::{KeyAlgorithm, SigningScheme, validate_raw_public_key, verify_signature};
+use sigstore_verify::types::{DerPublicKey, SignatureBytes};
+use x509_cert::spki::SubjectPublicKeyInfoRef;
+
+use crate::digest::{Algorithm, Digest};
+use crate::limits;
+
+/// A public key, well-formed but not necessarily of a kind that is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    spki: DerPublicKey,
+    kind: Result<Kind, String>,
+}
+
+/// The kinds of keys that are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    P256,
+    P384,
+    /// With a modulus of 2048 to 8192 bits.
+    Rsa,
+    Ed25519,
+}
+
+/// Why a file is no public key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// It is larger than any key.
+    #[error("a public key has at most {limit} bytes, this has {0}", limit = limits::KEY_BYTES)]
+    Size(usize),
+    /// It is not one PEM block `PUBLIC KEY` and nothing else.
+    #[error("not one PEM block `PUBLIC KEY` (as in `cosign.pub`) and nothing else")]
+    Pem(#[source] Option<sigstore_verify::types::Error>),
+    /// What is in the PEM block is no public key.
+    #[error("the PEM block holds no public key")]
+    Der(#[source] x509_cert::spki::Error),
+}
+
+impl PublicKey {
+    /// Reads a key as `cosign.pub` holds it.
+    pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
+        const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
+        const END: &str = "-----END PUBLIC KEY-----";
+        if text.len() > limits::KEY_BYTES {
+            return Err(KeyError::Size(text.len()));
+        }
+        let text = str::from_utf8(text).map_err(|_| KeyError::Pem(None))?.trim();
+        // The PEM reader looks for the first block in any text.
+        if !text.starts_with(BEGIN) || !text.ends_with(END) || text.matches("-----BEGIN").count() != 1 {
+            return Err(KeyError::Pem(None));
+        }
+        let spki = DerPublicKey::from_pem(text).map_err(|error| KeyError::Pem(Some(error)))?;
+        Self::from_spki(spki).map_err(KeyError::Der)
+    }
+
+    /// Takes a key as a certificate holds it.
+    pub(super) fn from_spki(spki: DerPublicKey) -> Result<Self, x509_cert::spki::Error> {
+        let info = SubjectPublicKeyInfoRef::try_from(spki.as_bytes())?;
+        let kind = kind(&spki, &info);
+        Ok(Self { spki, kind })
+    }
+
+    /// Why keys like this one are refused, if they are.
+    pub fn refused(&self) -> Option<&str> {
+        self.kind.as_ref().err().map(String::as_str)
+    }
+
+    /// The SHA-256 of the key in DER, as `openssl pkey -pubin -outform DER | sha256sum` has it.
+    pub fn fingerprint(&self) -> Digest {
+        Digest::of(Algorithm::Sha256, self.spki.as_bytes())
+    }
+
+    pub(super) fn kind(&self) -> Result<Kind, &str> {
+        self.kind.as_ref().copied().map_err(String::as_str)
+    }
+
+    pub(super) fn spki(&self) -> &DerPublicKey {
+        &self.spki
+    }
+
+    /// Whether Cosign's older format signs `message` with this key: always with SHA-256, where the key does not bring its own hash.
+    pub(super) fn signs_legacy(&self, kind: Kind, message: &[u8], signature: &SignatureBytes) -> bool {
+        let scheme = if kind == Kind::P384 { SigningScheme::EcdsaP384Sha256 } else { kind.scheme() };
+        verify_signature(&self.spki, message, signature, scheme).is_ok()
+    }
+
+    /// Whether a bundle signs `message` with this key: `None` if not.
+    pub(super) fn signs(&self, kind: Kind, message: &[u8], signature: &SignatureBytes) -> Option<Scheme> {
+        if verify_signature(&self.spki, message, signature, kind.scheme()).is_ok() {
+            return Some(Scheme::OfTheKey);
+        }
+        (kind == Kind::Ed25519 && self.signs_prehashed(message, signature)).then_some(Scheme::Prehashed)
+    }
+
+    /// Whether it is an Ed25519ph signature, which Cosign 3 makes with Ed25519 keys.
+    fn signs_prehashed(&self, message: &[u8], signature: &SignatureBytes) -> bool {
+        let Ok(info) = SubjectPublicKeyInfoRef::try_from(self.spki.as_bytes()) else { return false };
+        let Ok(key) = <&[u8; 32]>::try_from(info.subject_public_key.raw_bytes()) else { return false };
+        let (Ok(key), Ok(signature)) = (VerifyingKey::from_bytes(key), Signature::from_slice(signature.as_bytes())) else { return false };
+        let mut hasher = sha2::Sha512::new();
+        hasher.update(message);
+        !key.is_weak() && key.verify_prehashed_strict(hasher, None, &signature).is_ok()
+    }
+}
+
+/// How a signature was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scheme {
+    OfTheKey,
+    /// Ed25519ph.
+    Prehashed,
+}
+
+impl Kind {
+    /// How keys of this kind sign in a bundle.
+    pub(super) fn scheme(self) -> SigningScheme {
+        match self {
+            Self::P256 => SigningScheme::EcdsaP256Sha256,
+            Self::P384 => SigningScheme::EcdsaP384Sha384,
+            Self::Rsa => SigningScheme::RsaPkcs1Sha256,
+            Self::Ed25519 => SigningScheme::Ed25519,
+        }
+    }
+}
+
+fn kind(spki: &DerPublicKey, info: &SubjectPublicKeyInfoRef<'_>) -> Result<Kind, String> {
+    let kind = match KeyAlgorithm::from_spki(spki) {
+        Ok(KeyAlgorithm::EcdsaP256) => Kind::P256,
+        Ok(KeyAlgorithm::EcdsaP384) => Kind::P384,
+        Ok(KeyAlgorithm::Rsa) => Kind::Rsa,
+        Ok(KeyAlgorithm::Ed25519) => Kind::Ed25519,
+        Ok(other) => return Err(format!("{other:?} keys are not taken (P-256, P-384, RSA from 2048 bits on and Ed25519 are)")),
+        Err(error) => return Err(format!("{error} (P-256, P-384, RSA from 2048 bits on and Ed25519 are taken)")),
+    };
+    validate_raw_public_key(kind.scheme(), info.subject_public_key.raw_bytes()).map_err(|error| error.to_string())?;
+    Ok(kind)
+}

@@ -1,0 +1,211 @@
+//! Trusted roots: whose certificates, log entries and timestamps are believed, and for which times.
+//!
+//! A root comes from a file of the host or the caller, or is one of the two that `sigstore-verify` brings along. Never from a kit, a
+//! registry or the cache.
+
+use jiff::Timestamp;
+use sigstore_crypto::VerificationKey;
+use sigstore_verify::Verifier;
+use sigstore_verify::trust_root::{SigstoreInstance, TransparencyLog, TrustedRoot as Parsed};
+use sigstore_verify::types::{TimeRange, TsaAuthority};
+
+use super::log::moment;
+use crate::digest::{Algorithm, Digest};
+use crate::json::{Json, JsonError};
+use crate::limits;
+
+/// The names of the roots that are built in, and used only when they are named.
+pub const BUILT_IN: [&str; 2] = ["sigstore-public-good", "github"];
+
+const MEDIA_TYPES: [&str; 3] = [
+    "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
+    "application/vnd.dev.sigstore.trustedroot+json;version=0.2",
+    "application/vnd.dev.sigstore.trustedroot.v0.2+json",
+];
+
+/// A trusted root, ready to verify with.
+pub struct TrustedRoot {
+    digest: Digest,
+    parsed: Parsed,
+    /// Without the windows of logs, which [`super::judge`] applies to every time of a candidate.
+    verifier: Verifier,
+    timestamp_authorities: Vec<TsaAuthority>,
+}
+
+/// Why a file is no trusted root.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// It is larger than any trusted root.
+    #[error("a trusted root has at most {limit} bytes, this has {0}", limit = limits::TRUSTED_ROOT_BYTES)]
+    Size(u64),
+    /// It is no JSON, or has a member twice.
+    #[error("not a trusted root")]
+    Json(#[from] JsonError),
+    /// It is JSON of another sort.
+    #[error("not a trusted root")]
+    Form(#[source] sigstore_verify::trust_root::Error),
+    /// Another document, or a version that is not known.
+    #[error("`mediaType` is `{0}`, which is no trusted root that is known")]
+    MediaType(String),
+    /// A key, a certificate or a window in it cannot be used.
+    #[error("the trusted root cannot be used")]
+    Unusable(#[source] Box<sigstore_verify::Error>),
+}
+
+/// What somebody in a trusted root is believed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Issues certificates to signers.
+    CertificateAuthority,
+    /// Promises to log those certificates.
+    CertificateLog,
+    /// Logs signatures.
+    Log,
+    /// Signs the time.
+    TimestampAuthority,
+}
+
+/// Somebody in a trusted root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    /// What it is believed for.
+    pub role: Role,
+    /// Its address, as the root has it.
+    pub address: String,
+    /// When what it says begins to count; `None`: it always did.
+    pub start: Option<Timestamp>,
+    /// When it ceases to; `None`: not yet.
+    pub end: Option<Timestamp>,
+}
+
+impl Role {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CertificateAuthority => "certificate authority",
+            Self::CertificateLog => "certificate log",
+            Self::Log => "transparency log",
+            Self::TimestampAuthority => "timestamp authority",
+        }
+    }
+}
+
+impl Authority {
+    /// Whether what it says at `now` counts.
+    pub fn is_open(&self, now: Timestamp) -> bool {
+        self.start.is_none_or(|start| start <= now) && self.end.is_none_or(|end| now <= end)
+    }
+}
+
+impl std::fmt::Debug for TrustedRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrustedRoot").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+impl TrustedRoot {
+    /// Reads a `trusted_root.json`.
+    pub fn read(bytes: &[u8]) -> Result<Self, RootError> {
+        if bytes.len() as u64 > limits::TRUSTED_ROOT_BYTES {
+            return Err(RootError::Size(bytes.len() as u64));
+        }
+        // For what the typed reader lets pass: members that stand there twice.
+        Json::parse(bytes)?;
+        let parsed = Parsed::from_json(&String::from_utf8_lossy(bytes)).map_err(RootError::Form)?;
+        if !MEDIA_TYPES.contains(&parsed.media_type.as_str()) {
+            return Err(RootError::MediaType(parsed.media_type));
+        }
+        // With all windows first, so that one that ends before it begins is found.
+        verifier(&parsed)?;
+        let mut unbounded = parsed.clone();
+        unbounded.tlogs.iter_mut().for_each(|log| log.public_key.valid_for = None);
+        Ok(Self {
+            digest: Digest::of(Algorithm::Sha256, bytes),
+            verifier: verifier(&unbounded)?,
+            timestamp_authorities: timestamp_authorities(&parsed),
+            parsed,
+        })
+    }
+
+    /// The root that is built in under `name`, if there is one.
+    pub fn built_in(name: &str) -> Option<Self> {
+        let instance = match name {
+            "sigstore-public-good" => SigstoreInstance::PublicGood,
+            "github" => SigstoreInstance::GitHub,
+            _ => return None,
+        };
+        let root = Self::read(instance.embedded_trusted_root_json().as_bytes());
+        Some(root.expect("the crate's own data, which a test reads"))
+    }
+
+    /// The SHA-256 of the file.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Everybody in it.
+    pub fn authorities(&self) -> Vec<Authority> {
+        let authority = |role, address: &str, window: Option<TimeRange>| Authority {
+            role,
+            address: address.to_owned(),
+            start: window.map(|window| moment(window.start)),
+            end: window.and_then(|window| window.end).map(moment),
+        };
+        let Parsed { certificate_authorities, ctlogs, tlogs, timestamp_authorities, .. } = &self.parsed;
+        let mut all = Vec::new();
+        all.extend(certificate_authorities.iter().map(|it| authority(Role::CertificateAuthority, &it.uri, it.valid_for)));
+        all.extend(ctlogs.iter().map(|it| authority(Role::CertificateLog, &it.base_url, it.public_key.valid_for)));
+        all.extend(tlogs.iter().map(|it| authority(Role::Log, &it.base_url, it.public_key.valid_for)));
+        let address = |uri: &Option<String>| uri.clone().unwrap_or_default();
+        all.extend(timestamp_authorities.iter().map(|it| authority(Role::TimestampAuthority, &address(&it.uri), it.valid_for)));
+        all
+    }
+
+    /// True for a root of an instance that logs nothing, such as GitHub's own.
+    pub(super) fn logs_nothing(&self) -> bool {
+        self.parsed.tlogs.is_empty() && self.parsed.ctlogs.is_empty()
+    }
+
+    pub(super) fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+
+    pub(super) fn timestamp_authorities(&self) -> &[TsaAuthority] {
+        &self.timestamp_authorities
+    }
+
+    /// The log with that key id.
+    pub(super) fn log(&self, id: &[u8]) -> Option<&TransparencyLog> {
+        self.parsed.tlogs.iter().find(|log| log.log_id.key_id.as_bytes() == id)
+    }
+
+    /// The same without any window, to tell somebody unknown from somebody at the wrong time. It decides nothing.
+    pub(super) fn without_windows(&self) -> Result<Verifier, RootError> {
+        let mut parsed = self.parsed.clone();
+        parsed.certificate_authorities.iter_mut().for_each(|authority| authority.valid_for = None);
+        parsed.ctlogs.iter_mut().for_each(|log| log.public_key.valid_for = None);
+        parsed.tlogs.iter_mut().for_each(|log| log.public_key.valid_for = None);
+        verifier(&parsed)
+    }
+}
+
+fn verifier(parsed: &Parsed) -> Result<Verifier, RootError> {
+    Verifier::new(parsed).map_err(|error| RootError::Unusable(Box::new(error)))
+}
+
+/// All of them with their windows: also those that have not begun, since what they sign has a time.
+fn timestamp_authorities(parsed: &Parsed) -> Vec<TsaAuthority> {
+    let chains = parsed.timestamp_authorities.iter().map(|authority| (&authority.cert_chain.certificates, authority.valid_for));
+    let authority = |(chain, window): (&Vec<sigstore_verify::trust_root::trusted_root::CertificateEntry>, Option<TimeRange>)| {
+        let leaf = chain.first()?.raw_bytes.clone();
+        let root = chain.last()?.raw_bytes.clone();
+        let between = chain.get(1..chain.len().saturating_sub(1)).unwrap_or_default();
+        Some(TsaAuthority::new(leaf, between.iter().map(|entry| entry.raw_bytes.clone()).collect(), root, window))
+    };
+    chains.filter_map(authority).collect()
+}
+
+/// The key of a log.
+pub(super) fn key_of(log: &TransparencyLog) -> Option<VerificationKey> {
+    VerificationKey::from_spki(&log.public_key.raw_bytes).ok()
+}
