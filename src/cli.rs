@@ -10,6 +10,7 @@ mod fetch;
 mod inspect;
 mod manual;
 mod mount;
+mod policy;
 mod pull;
 mod report;
 mod serve;
@@ -59,6 +60,7 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Policy(arguments) => policy::run(&arguments),
         Command::Completions(arguments) => print(&manual::completions(arguments.shell)),
         Command::Man => print(&manual::page().map_err(CliError::Output)?),
         Command::Supervisor(arguments) => serve::supervisor(&arguments),

@@ -18,6 +18,11 @@ const CRATES: &[(&str, &[&str])] = &[
     ("flate2", &["inflate"]),
     ("globset", &["filter"]),
     ("zstd_safe", &["inflate"]),
+    ("pem", &["policy"]),
+    ("regex_automata", &["policy"]),
+    ("regex_syntax", &["policy"]),
+    ("regorus", &["policy"]),
+    ("saphyr_parser", &["policy"]),
 ];
 
 /// What else only some may write, and all of those that do.
@@ -43,6 +48,8 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
     ("wire", &[]),
+    // What a policy says does not depend on how kits are fetched or shown.
+    ("policy", &["digest", "limits", "oci"]),
 ];
 
 #[test]
