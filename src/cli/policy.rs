@@ -72,6 +72,8 @@ struct ShownAuthority {
     keyless: Option<Place>,
     /// Where a log entry has to be, if one is wanted.
     log: Option<Place>,
+    /// No entry is wanted if the root of the signer lists neither logs nor CT logs.
+    log_waivable: bool,
     timestamp: Option<Place>,
     /// `bundle` or `legacy`; either, if there is none.
     format: Option<&'static str>,
@@ -101,6 +103,8 @@ struct ShownIdentity {
 #[derive(Debug, Serialize)]
 struct Place {
     trust_root: String,
+    /// The root that is meant where there is none of that name.
+    otherwise: Option<&'static str>,
     url: Option<String>,
 }
 
@@ -212,6 +216,7 @@ impl ShownAuthority {
                 Signer::Key(_) | Signer::Static(_) => Vec::new(),
             },
             log: authority.log.as_ref().or(every_log.as_ref()).map(|witness| beside(witness, REKOR)),
+            log_waivable: matches!(authority.signer, Signer::Keyless(_)) && authority.log.is_none() && authority.timestamp.is_some(),
             timestamp: authority.timestamp.as_ref().map(|witness| beside(witness, "")),
             keyless: matches!(authority.signer, Signer::Keyless(_)).then_some(of_signer),
             format: authority.format.map(Format::name),
@@ -255,6 +260,9 @@ impl ShownAuthority {
             }
         }
         match &self.log {
+            Some(place) if self.log_waivable => {
+                line(6, format!("with an entry in a log of {}, unless that root lists neither logs nor CT logs", place.text()));
+            }
             Some(place) => line(6, format!("with an entry in a log of {}", place.text())),
             None => line(6, "with or without a log entry".to_owned()),
         }
@@ -277,16 +285,15 @@ const REKOR: &str = "https://rekor.sigstore.dev";
 impl Place {
     /// Where a witness is looked for: in the root that it names, in another's, or in the one that `public` is the address of.
     fn new(witness: &Witness, public: &str, default: Option<&str>) -> Self {
-        let is_public = witness.url.as_deref() == Some(public);
         let named = witness.trust_root.as_deref().or(default).unwrap_or("trusted-root");
-        let public =
-            if is_public && witness.trust_root.is_none() { " (sigstore-public-good, where there is none of that name)" } else { "" };
-        Self { trust_root: format!("{named}{public}"), url: witness.url.clone() }
+        let is_public = witness.trust_root.is_none() && witness.url.as_deref() == Some(public);
+        Self { trust_root: named.to_owned(), otherwise: is_public.then_some("sigstore-public-good"), url: witness.url.clone() }
     }
 
     fn text(&self) -> String {
+        let otherwise = self.otherwise.map(|root| format!(" (or, where there is none of that name, {root})")).unwrap_or_default();
         let url = self.url.as_ref().map(|url| format!(" at {url}")).unwrap_or_default();
-        format!("the trust root {}{url}", self.trust_root)
+        format!("the trust root {}{otherwise}{url}", self.trust_root)
     }
 }
 
