@@ -16,6 +16,7 @@ use kitfs::inflate::{Inflate, InflateError, expansion_limit};
 use kitfs::kit::{Documents, Growing, Kit};
 use kitfs::layer::Compression;
 use kitfs::oci::Reference;
+use kitfs::policy::{Name, Names, Set, document};
 use kitfs::signature::{
     About, Content, Expectation, Forms, Identity, Layer, LayerKind, Matcher, PublicKey, Signer, TrustedRoot, judge, judge_layer,
 };
@@ -28,7 +29,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 #[allow(dead_code, reason = "each fuzz target calls its own")]
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("tar", tar),
     ("gzip", gzip),
     ("zstd", zstd),
@@ -38,6 +39,7 @@ pub const TARGETS: [Target; 9] = [
     ("kitfile", kitfile),
     ("index", index),
     ("bundle", bundle),
+    ("policy", policy),
 ];
 
 #[derive(Default, PartialEq)]
@@ -246,6 +248,30 @@ pub fn reference(text: &[u8]) {
     let canonical = reference.to_string();
     assert!(!canonical.chars().any(char::is_control));
     assert_eq!(canonical.parse::<Reference>().as_ref(), Ok(&reference), "{canonical}");
+}
+
+/// A file of policies → policies or an error that can be told; what loads can be told too, has digests of its own bytes, and is the same when it
+/// is loaded again.
+pub fn policy(bytes: &[u8]) {
+    let policies = match document::policies(bytes, "fuzz") {
+        Ok(policies) => policies,
+        Err(error) => return assert!(!kitfs::failure::chain(&error).is_empty()),
+    };
+    assert!(!policies.is_empty());
+    let again = document::policies(bytes, "fuzz").expect("it loaded before");
+    assert_eq!(format!("{policies:?}"), format!("{again:?}"));
+    if let [only] = &policies[..] {
+        assert_eq!(only.digest, Digest::of(Algorithm::Sha256, bytes));
+    }
+    for policy in &policies {
+        assert!(!policy.images.is_empty() && !policy.authorities.is_empty());
+    }
+    let set = Set::new(policies);
+    let name = Some("kits.example.test/acme/sentiment:v1".parse::<Name>().expect("a reference"));
+    let by_name = set.matching(&Names { real: name.clone(), claim: None }).len();
+    let by_both = set.matching(&Names { real: name.clone(), claim: name }).len();
+    assert_eq!(by_name, by_both, "a claim that says the same changes nothing");
+    assert!(set.matching(&Names::default()).len() <= by_name, "what a kit without a name has to meet, every kit has to meet");
 }
 
 /// A JSON value → the Kitfile with it as parameters → the same value, read by a YAML library.

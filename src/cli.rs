@@ -10,6 +10,7 @@ mod fetch;
 mod inspect;
 mod manual;
 mod mount;
+mod policy;
 mod pull;
 mod report;
 mod serve;
@@ -65,6 +66,7 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::VerifyBundle(arguments) => verify_bundle::run(&arguments),
         Command::Trust(arguments) => trust::run(&arguments),
+        Command::Policy(arguments) => policy::run(&arguments),
         Command::Completions(arguments) => print(&manual::completions(arguments.shell)),
         Command::Man => print(&manual::page().map_err(CliError::Output)?),
         Command::Supervisor(arguments) => serve::supervisor(&arguments),

@@ -52,6 +52,7 @@ pub mod oci;
 pub mod page;
 pub mod path;
 pub mod plan;
+pub mod policy;
 pub mod preflight;
 pub mod registry;
 pub(crate) mod rehearsal;

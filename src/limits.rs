@@ -411,3 +411,38 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(6);
 pub const SYSTEMD_EXTENSION: Duration = Duration::from_secs(120);
 /// Bytes at the end of a log in which its last line is looked for.
 pub const LOG_TAIL_BYTES: u64 = 2048;
+
+// ---- policy
+
+/// Bytes of a file with policies. Kubernetes stores nothing larger than 1.5 MB.
+pub const POLICY_BYTES: u64 = 1 << 20;
+/// Policies in one file.
+pub const POLICY_DOCUMENTS: usize = 256;
+/// Values in one file, aliases counted as what they stand for: a policy has tens.
+pub const POLICY_NODES: usize = 50_000;
+/// How deep lists and mappings stand in each other; the deepest field of a policy is at 8.
+pub const POLICY_DEPTH: usize = 24;
+/// Files in a folder of policies.
+pub const POLICY_FILES: usize = 1024;
+/// Bytes of a glob: no name is as long.
+pub const POLICY_GLOB_BYTES: usize = 1024;
+/// Bytes of a regular expression when it is compiled.
+pub const POLICY_EXPRESSION_BYTES: usize = 1 << 20;
+/// How deep groups of a regular expression stand in each other.
+pub const POLICY_EXPRESSION_DEPTH: u32 = 64;
+/// Symbolic links on the way to a file of the host's: where Linux stops, too.
+pub const HOST_SYMLINKS: usize = 40;
+/// How long a rule may take. Rules over hundreds of findings take a few milliseconds.
+pub const REGO_TIME: Duration = Duration::from_millis(200);
+/// How long a rule may take beyond that until it notices, before it is left behind.
+pub const REGO_GRACE: Duration = Duration::from_millis(100);
+/// Steps of a rule between two looks at the clock.
+pub const REGO_CHECK_STEPS: u32 = 64;
+/// Bytes by which a rule may make the process grow: a bundle of 16 MiB takes a fraction of it as values.
+pub const REGO_MEMORY_BYTES: u64 = 512 << 20;
+/// How often the memory of a rule is looked at: what is allocated meanwhile fits beside the limit.
+pub const REGO_WATCH_INTERVAL: Duration = Duration::from_millis(5);
+/// Bytes of a rule's stack, which is used only as far as a rule needs it.
+pub const REGO_STACK_BYTES: usize = 16 << 20;
+/// Messages of a rule that are told: more than anybody reads.
+pub const REGO_MESSAGES: usize = 20;

@@ -22,6 +22,11 @@ const CRATES: &[(&str, &[&str])] = &[
     ("x509_cert", &["signature"]),
     ("ed25519_dalek", &["signature"]),
     ("zstd_safe", &["inflate"]),
+    ("pem", &["policy"]),
+    ("regex_automata", &["policy"]),
+    ("regex_syntax", &["policy"]),
+    ("regorus", &["policy"]),
+    ("saphyr_parser", &["policy"]),
 ];
 
 /// What else only some may write, and all of those that do.
@@ -48,6 +53,8 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
     ("wire", &[]),
+    // What a policy says does not depend on how kits are fetched or shown.
+    ("policy", &["digest", "limits", "oci"]),
 ];
 
 #[test]

@@ -161,6 +161,16 @@ fn seeds() -> Seeds {
             add("bundle", blob);
         }
     }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for folder in [folder.join("tests/fixtures/signed"), folder.join("examples/policies")] {
+        let mut paths: Vec<_> = std::fs::read_dir(folder).expect("policies").map(|entry| entry.expect("an entry").path()).collect();
+        paths.sort();
+        for path in paths.iter().flat_map(|path| [path.clone(), path.join("policy.yaml"), path.join("policy-v1.yaml")]) {
+            if path.is_file() && path.extension().is_some_and(|ending| ending == "yaml") {
+                add("policy", std::fs::read(path).expect("a policy"));
+            }
+        }
+    }
     for glob in ["*.bin", "/model/**", "a/b/", "**/x", "[a-c]?.[!t]xt", "{a,b}", "data/*"] {
         add("filter", glob.as_bytes().to_vec());
     }

@@ -68,6 +68,8 @@ pub(crate) enum Command {
     VerifyBundle(VerifyBundle),
     /// Show whom trusted roots trust
     Trust(Trust),
+    /// Work with policies, which say whose kits may be mounted
+    Policy(Policy),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Print the manual page
@@ -281,6 +283,31 @@ pub(crate) struct TrustShow {
     /// A trusted_root.json, or `sigstore-public-good` or `github`; may be repeated
     #[arg(long, value_name = "[NAME=]FILE")]
     pub(crate) trusted_root: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Policy {
+    #[command(subcommand)]
+    pub(crate) command: PolicyCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Load policies and tell what they match and what they want, without a kit
+    ///
+    /// Ends with 0 if all of them can be kept to, else with 2 and what is wrong: kitfs reads a part of ClusterImagePolicy, and passes over no
+    /// field that it does not read. Nothing is mounted or fetched.
+    Check(PolicyCheck),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PolicyCheck {
+    /// Files with one policy or several
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -11,6 +11,8 @@ use crate::digest::DigestError;
 use crate::failure::ErrorClass;
 use crate::kit::KitError;
 use crate::oci::ReferenceError;
+use crate::policy::document::{DocumentError, FieldError};
+use crate::policy::set::SetError;
 use crate::preflight::PreflightError;
 use crate::resolve::{ChoiceError, ResolveError};
 use crate::run::RunError;
@@ -114,6 +116,9 @@ pub(crate) enum CliError {
     /// A mount was not taken down.
     #[error(transparent)]
     Umount(#[from] UmountError),
+    /// A policy cannot be loaded.
+    #[error(transparent)]
+    Policy(#[from] SetError),
     /// The threads for the network cannot be started.
     #[error("cannot start the threads for the network")]
     Runtime(#[source] io::Error),
@@ -132,7 +137,7 @@ impl CliError {
     /// How the command ends.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Reference(_) | Self::Digest(_) | Self::TwoRoots(_) => Exit::Usage,
+            Self::Reference(_) | Self::Digest(_) | Self::TwoRoots(_) | Self::Policy(_) => Exit::Usage,
             Self::Resolve(error) => exit_of(error.class()),
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
             Self::Tree(_) => Exit::Content,
@@ -166,6 +171,7 @@ impl CliError {
             ],
             Self::Resolve(error) => hints_of_resolve(error),
             Self::Store(error) | Self::Layers { source: error, .. } => hints_of_store(error),
+            Self::Policy(error) => hints_of_policy(error),
             Self::NoCacheDir => vec!["name a folder on a local disk with `--cache-dir`".into()],
             Self::NoSuchMount { .. } => vec!["`kitfs status` lists the mounts".into()],
             Self::Preflight(error) => error.hint().into_iter().map(Cow::from).collect(),
@@ -221,6 +227,18 @@ fn exit_of(class: ErrorClass) -> Exit {
 /// What a supervisor says that the command is to end with.
 fn exit_of_code(code: u8) -> Exit {
     [Exit::Usage, Exit::Content, Exit::Missing].into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failed)
+}
+
+fn hints_of_policy(error: &SetError) -> Vec<Cow<'static, str>> {
+    match error {
+        SetError::Document { source: DocumentError::Field { source: FieldError::Unknown(_), .. }, .. } => {
+            vec!["the README says which part of ClusterImagePolicy kitfs reads; `examples/policies` has policies to begin with".into()]
+        }
+        SetError::Document { source: DocumentError::Nothing, .. } => {
+            vec!["a policy begins with `apiVersion: policy.sigstore.dev/v1beta1` and `kind: ClusterImagePolicy`".into()]
+        }
+        SetError::Document { .. } | SetError::Read { .. } | SetError::Host(_) => Vec::new(),
+    }
 }
 
 fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {

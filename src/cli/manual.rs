@@ -26,9 +26,9 @@ pub(super) fn page() -> io::Result<Vec<u8>> {
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+    for command in verbs(&command) {
         let mut heading = Roff::new();
-        heading.control("SH", [format!("KITFS {}", command.get_name()).to_uppercase().as_str()]);
+        heading.control("SH", [command.get_bin_name().unwrap_or_default().to_uppercase().as_str()]);
         heading.text([roman(command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default())]);
         heading.to_writer(&mut page)?;
         let man = Man::new(command.clone());
@@ -40,6 +40,12 @@ pub(super) fn page() -> io::Result<Vec<u8>> {
     }
     man.render_extra_section(&mut page)?;
     Ok(page)
+}
+
+/// The commands that do something, in the place of those that only hold others.
+fn verbs(command: &Command) -> Vec<&Command> {
+    let commands = command.get_subcommands().filter(|command| command.get_name() != "help");
+    commands.flat_map(|command| if command.has_subcommands() { verbs(command) } else { vec![command] }).collect()
 }
 
 /// The command line without the commands that only kitfs itself uses.
@@ -73,6 +79,6 @@ mod tests {
         assert!(page.starts_with(".ie") || page.contains(".TH"), "{page}");
         let plain = page.replace("\\-", "-");
         assert!(["oci:DIR", "oci-archive:FILE", "kitops:REF"].iter().all(|form| plain.contains(form)), "{page}");
-        assert!(page.contains("Exit codes") && page.contains("KITFS MOUNT"), "{page}");
+        assert!(page.contains("Exit codes") && page.contains("KITFS MOUNT") && page.contains("KITFS POLICY CHECK"), "{page}");
     }
 }
