@@ -10,6 +10,7 @@ use std::fs;
 use std::io::Write as _;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flate2::write::GzEncoder;
@@ -295,6 +296,11 @@ fn expect(bench: &Bench, rule: &str, blob: &[u8], compression: Compression, outc
             assert!(text.contains(part) && text.contains(&spec.descriptor.digest.to_string()), "{rule}: {text}");
             assert_eq!(error.class(), ErrorClass::Refused, "{rule}: {text}");
             assert!(!text.chars().any(char::is_control), "{rule}: {text:?}");
+            // A process that another test starts has the lock, too, until it becomes its program.
+            let until = Instant::now() + Duration::from_secs(10);
+            while bench.store.state(&spec.key()) == LayerState::Fetching && Instant::now() < until {
+                std::thread::yield_now();
+            }
             assert_eq!(bench.store.state(&spec.key()), LayerState::Absent, "{rule}");
             let left = ["layers", "index"].map(|place| bench.cache.path().join("v1").join(place).join(spec.key().file_name()));
             assert!(left.iter().all(|path| !path.exists()), "{rule}: something is visible");
