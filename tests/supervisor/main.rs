@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,20 @@ fn run_tests(arguments: &[String]) -> ExitCode {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
+    // Whoever starts a process while another test's worker is stopped can be held up: the child has that test's files, too, until it becomes its program.
+    let (alone, together): (Vec<_>, Vec<_>) = tests.iter().copied().partition(|(name, _)| tests::ALONE.contains(name));
     let next = AtomicUsize::new(0);
     let (failed, running) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
+    let one = |(name, test): &(&'static str, fn())| {
+        let begun = Instant::now();
+        running.lock().expect("no panic").insert(*name, begun);
+        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+        running.lock().expect("no panic").remove(name);
+        println!("test {name} ... {} ({:.1?})", if passed { "ok" } else { "FAILED" }, begun.elapsed());
+        if !passed {
+            failed.lock().expect("no panic").push(*name);
+        }
+    };
     let (over, watch) = mpsc::channel::<()>();
     thread::scope(|scope| {
         // A test may wait in the kernel for something that never comes, where no panic reaches it.
@@ -55,26 +67,18 @@ fn run_tests(arguments: &[String]) -> ExitCode {
                 }
             }
         });
-        // Dropped when the last of them has ended.
-        let over = Arc::new(over);
-        // Most of the time they wait.
-        for _ in 0..6.min(tests.len()) {
-            let over = Arc::clone(&over);
-            let (next, tests, failed) = (&next, &tests, &failed);
-            scope.spawn(move || {
-                let _over = over;
-                while let Some((name, test)) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let begun = Instant::now();
-                    running.lock().expect("no panic").insert(*name, begun);
-                    let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
-                    running.lock().expect("no panic").remove(name);
-                    println!("test {name} ... {} ({:.1?})", if passed { "ok" } else { "FAILED" }, begun.elapsed());
-                    if !passed {
-                        failed.lock().expect("no panic").push(*name);
+        thread::scope(|scope| {
+            // Most of the time they wait.
+            for _ in 0..6.min(together.len()) {
+                scope.spawn(|| {
+                    while let Some(test) = together.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        one(test);
                     }
-                }
-            });
-        }
+                });
+            }
+        });
+        alone.iter().for_each(one);
+        drop(over);
     });
     let failed = failed.into_inner().expect("no panic");
     println!("{} passed; {} failed {failed:?}", tests.len() - failed.len(), failed.len());

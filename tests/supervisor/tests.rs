@@ -26,6 +26,9 @@ macro_rules! all {
     };
 }
 
+/// Those that stop a worker, which no other test may meet.
+pub const ALONE: [&str; 2] = ["a_stopped_worker_is_replaced", "a_worker_that_stops_with_waits_in_it_is_replaced"];
+
 all![
     a_stopped_worker_is_replaced,
     workers_with_nothing_to_do_are_left_alone,
