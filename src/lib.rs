@@ -20,6 +20,7 @@
 //! `ARCHITECTURE.md` is the map: every module, how a read and a mount travel, the locks and their order. This library is there for the
 //! `kitfs` program and its tests; its interface changes with them.
 
+pub mod admission;
 pub mod archive;
 pub mod cli;
 pub mod control;
@@ -54,6 +55,7 @@ pub mod path;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
+pub mod referrers;
 pub mod registry;
 pub(crate) mod rehearsal;
 pub mod resolve;

@@ -5,7 +5,7 @@ use std::fmt;
 /// Declares the codes once, with what each of them means.
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $code:literal,)+) => {
-        /// Why a candidate does not count. The names are stable: policies, logs and programs rely on them.
+        /// Why something does not count or is not admitted. The names are stable: policies, logs and programs rely on them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[doc = $doc])+ $variant,)+
@@ -26,6 +26,12 @@ macro_rules! reasons {
 }
 
 reasons! {
+    /// Nothing was found that could count.
+    Unsigned = "unsigned",
+    /// There is none in the format that the policy names.
+    Format = "format",
+    /// No policy covers the reference.
+    NoPolicy = "no-policy",
     /// Signed by a key that is not the wanted one.
     WrongKey = "wrong-key",
     /// A key where an identity is wanted, or the reverse.
@@ -106,6 +112,20 @@ reasons! {
     TooMany = "too-many",
     /// A log entry is wanted and there is none.
     NoLog = "no-log",
+    /// The referrer names another manifest as its subject.
+    ReferrerSubject = "referrer-subject",
+    /// The payload names another repository.
+    DockerReference = "docker-reference",
+    /// A blob is not what its descriptor says, or is not there although it is listed.
+    BlobDigest = "blob-digest",
+    /// A required annotation is missing or another.
+    Annotations = "annotations",
+    /// The Rego policy does not allow it.
+    Rego = "rego",
+    /// The manifest is no ModelKit.
+    NotAKit = "not-a-kit",
+    /// The policy refuses whatever it matches.
+    Static = "static",
 }
 
 impl fmt::Display for Reason {
@@ -125,7 +145,8 @@ pub struct Denial {
 }
 
 impl Denial {
-    pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+    /// A denial.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 
