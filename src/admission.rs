@@ -11,13 +11,14 @@ mod rules;
 use std::path::PathBuf;
 
 use crate::digest::Digest;
+use crate::failure::ErrorClass;
 use crate::kit::{Documents, Kit};
 use crate::policy::Names;
 
 pub use docket::{Decision, Docket, Verdict};
 pub use record::{Admission, Counted, DecidedPolicy, NamedRoot};
 pub use report::{AuthorityReport, CandidateReport, PolicyReport, ReasonReport, Report, SetReport, TimeReport};
-pub use rules::{Demand, DemandSigner, RuleSet, RuleError, Rulebook};
+pub use rules::{Demand, DemandSigner, RuleError, RuleSet, Rulebook};
 
 /// That a kit may be mounted. Made by the decision alone, about one digest, once.
 ///
@@ -40,6 +41,41 @@ impl Admitted {
     /// Why, to be kept.
     pub fn admission(&self) -> &Admission {
         &self.admission
+    }
+}
+
+/// That a kit may not be mounted, or that nobody could say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// It is refused.
+    #[error("{reference} is refused by policy: {message} ({code})")]
+    Refused {
+        /// What was asked for.
+        reference: String,
+        /// The nearest miss.
+        code: String,
+        /// The same as a sentence, which may hold text from outside.
+        message: String,
+    },
+    /// It could not be decided.
+    #[error("it could not be decided whether {reference} may be mounted: {message}")]
+    Undecided {
+        /// What was asked for.
+        reference: String,
+        /// What is missing.
+        message: String,
+        /// What kind of trouble it is.
+        class: ErrorClass,
+    },
+}
+
+impl NotAdmitted {
+    /// What kind of trouble it is.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Refused { .. } => ErrorClass::Refused,
+            Self::Undecided { class, .. } => *class,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod args;
 mod error;
+mod explain;
 mod fetch;
 mod inspect;
 mod manual;
@@ -16,6 +17,7 @@ mod report;
 mod serve;
 mod status;
 mod trust;
+mod trusting;
 mod umount;
 mod verify;
 mod verify_bundle;
@@ -29,11 +31,8 @@ use clap::Parser as _;
 use tokio::runtime::Runtime;
 
 use crate::credentials;
-use crate::kit::Member;
 use crate::oci::Reference;
-use crate::path::RelPath;
-use crate::plan::{ReferenceRecord, RemoteRecord};
-use crate::resolve::{self, Found, Pinned, PinnedBy};
+use crate::resolve::{self, Access, Pinned, PinnedBy};
 use crate::source::SourceOptions;
 use crate::store::Store;
 use args::{Cli, Command, Sources, Wanted};
@@ -63,6 +62,7 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
         Command::Status(arguments) => status::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::VerifyBundle(arguments) => verify_bundle::run(&arguments),
         Command::Trust(arguments) => trust::run(&arguments),
@@ -109,53 +109,37 @@ impl Session {
         })
     }
 
-    /// Resolves a reference and what it refers to, leaves of it what is wanted, and says so if an answer is an old one.
+    /// Resolves a reference and what it refers to for whoever only looks at kits, and leaves of it what is wanted.
     fn resolve(&self, text: &str, wanted: &Wanted) -> Result<Pinned, CliError> {
         let reference = reference(text)?;
-        let (selection, include_remote) = (wanted.selection(), wanted.include_remote);
-        let pinned = resolve::kit(&reference, selection, include_remote, &self.options, &self.store, self.runtime.handle())?;
-        let layers: usize = pinned.lineage.members().iter().map(|member| member.kit.layers.len()).sum();
-        if layers > 0 && pinned.lineage.layers.is_empty() && pinned.lineage.kitfile.is_none() {
-            report::warning(&format!("of {layers} layers of {reference} none is taken: `kitfs inspect` without filters shows their names"));
-        }
-        for (found, member) in pinned.found.iter().zip(pinned.lineage.members()).filter(|(found, _)| found.pin == PinnedBy::Cache) {
-            let (reference, digest) = (&found.reference, member.digest());
-            report::note(&format!("offline: {reference} is taken for {digest}, which it meant when it was last resolved"));
-        }
-        for set in &pinned.lineage.remote {
-            let cure = if set.reference.is_some() { "; it is a kit, which `--include-remote` mounts" } else { "" };
-            report::warning(&format!("the dataset at `{}` is not part of the kit: it lives at {}{cure}", place(&set.path), set.address));
-        }
-        for member in pinned.lineage.empty_handed() {
-            let (part, path) = (member.part().name(), place(&member.root()));
-            report::warning(&format!("{} is referred to for the {part} at `{path}`, and has nothing of it", member.name));
-        }
+        let pinned = resolve::kit(&reference, wanted.selection(), wanted.include_remote, &self.access(), &mut resolve::ungated)?;
+        remark(&reference, &pinned);
         Ok(pinned)
+    }
+
+    fn access(&self) -> Access<'_> {
+        Access { options: &self.options, store: &self.store, runtime: self.runtime.handle() }
     }
 }
 
-/// The kits that a kit refers to, as they are shown and recorded.
-fn references(pinned: &Pinned) -> Vec<ReferenceRecord> {
-    let members = pinned.found.iter().zip(pinned.lineage.members()).skip(1);
-    let record = |(found, member): (&Found, &Member)| ReferenceRecord {
-        reference: member.name.clone(),
-        digest: member.digest(),
-        pinned_by: found.pin.name().to_owned(),
-        source: found.reference.to_string(),
-        part: member.part().name().to_owned(),
-        path: place(&member.root()),
-    };
-    members.map(record).collect()
-}
-
-/// The datasets that are not in the mount, likewise.
-fn remote(pinned: &Pinned) -> Vec<RemoteRecord> {
-    pinned.lineage.remote.iter().map(|set| RemoteRecord { path: place(&set.path), address: set.address.clone() }).collect()
-}
-
-/// A path as it is shown.
-fn place(path: &RelPath) -> String {
-    if path.is_root() { ".".into() } else { String::from_utf8_lossy(path.as_bytes()).into_owned() }
+/// Says what there is to be said of kits that were found: that an answer is an old one, that there is nothing, that something is elsewhere.
+fn remark(reference: &Reference, pinned: &Pinned) {
+    let layers: usize = pinned.lineage.members().iter().map(|member| member.kit.layers.len()).sum();
+    if layers > 0 && pinned.lineage.layers.is_empty() && pinned.lineage.kitfile.is_none() {
+        report::warning(&format!("of {layers} layers of {reference} none is taken: `kitfs inspect` without filters shows their names"));
+    }
+    for (found, member) in pinned.found.iter().zip(pinned.lineage.members()).filter(|(found, _)| found.pin == PinnedBy::Cache) {
+        let (reference, digest) = (&found.reference, member.digest());
+        report::note(&format!("offline: {reference} is taken for {digest}, which it meant when it was last resolved"));
+    }
+    for set in &pinned.lineage.remote {
+        let cure = if set.reference.is_some() { "; it is a kit, which `--include-remote` mounts" } else { "" };
+        report::warning(&format!("the dataset at `{}` is not part of the kit: it lives at {}{cure}", set.path.text(), set.address));
+    }
+    for member in pinned.lineage.empty_handed() {
+        let (part, path) = (member.part().name(), member.root().text());
+        report::warning(&format!("{} is referred to for the {part} at `{path}`, and has nothing of it", member.name));
+    }
 }
 
 /// All of a file that was named, up to one byte more than `limit`, so that whoever reads it can tell.

@@ -33,6 +33,19 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// The name that does not change.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Content => "content",
+            Self::Refused => "refused",
+            Self::Missing => "missing",
+            Self::Denied => "denied",
+            Self::Stalled => "stalled",
+            Self::Network => "network",
+            Self::Disk(_) => "disk",
+        }
+    }
+
     /// The class of a local error.
     pub fn of_disk(error: &io::Error) -> Self {
         Self::Disk(error.raw_os_error().unwrap_or(libc::EIO))

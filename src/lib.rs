@@ -36,6 +36,7 @@ pub mod filter;
 mod fixtures;
 pub mod fs;
 pub(crate) mod fuse;
+pub mod gate;
 pub mod holders;
 pub mod index;
 pub mod inflate;

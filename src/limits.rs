@@ -175,6 +175,8 @@ pub const BUNDLE_TIMESTAMPS: usize = 8;
 pub const BUNDLE_CERTIFICATES: usize = 10;
 /// Bytes of a public key in PEM. The longest that is taken (RSA with 8192 bits) has less than two kilobytes.
 pub const KEY_BYTES: usize = 16 << 10;
+/// Seconds that may be looked for what a decision on a kit needs. Not part of [`BEFORE_MOUNT_S`]: who signs much must not be shut out by it.
+pub const DECISION_S: u64 = 60;
 /// Bytes of a trusted root. That of the public good instance has 7 KiB.
 pub const TRUSTED_ROOT_BYTES: u64 = 4 << 20;
 /// Bytes that a compiled regular expression may take.

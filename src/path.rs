@@ -92,6 +92,11 @@ impl RelPath {
         Ok(Self(clean))
     }
 
+    /// As a text, `.` for the root. Escape it before it is shown.
+    pub fn text(&self) -> String {
+        if self.is_root() { ".".to_owned() } else { String::from_utf8_lossy(&self.0).into_owned() }
+    }
+
     /// True for the path without components.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()

@@ -13,12 +13,22 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
 use crate::digest::Digest;
 use crate::filter::Selection;
+use crate::gate::AdmittedKits;
+use crate::kit::Member;
 use crate::limits::PLAN_BYTES;
+use crate::resolve::{Found, Pinned};
 use crate::source::SourceOptions;
 
-/// The plan; see the module's text.
+/// The plan; see the module's text. It is made of kits that were admitted, and of nothing else.
+///
+/// ```compile_fail
+/// # fn forge(plan: kitfs::plan::MountPlan) {
+/// let forged = kitfs::plan::MountPlan { reference: "reg.example/other:v1".into(), ..plan };
+/// # }
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountPlan {
     /// Names the mount in the run directory.
@@ -68,6 +78,40 @@ pub struct MountPlan {
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
     pub lacking: Lacking,
+    /// Why each of the kits was admitted, the root first.
+    #[serde(default)]
+    admissions: Vec<Admission>,
+}
+
+/// What of a plan is not the kits' but the mount's.
+#[derive(Debug, Clone)]
+pub struct Mounting {
+    /// See [`MountPlan::id`].
+    pub id: String,
+    /// See [`MountPlan::mountpoint`].
+    pub mountpoint: PathBuf,
+    /// See [`MountPlan::run_dir`].
+    pub run_dir: PathBuf,
+    /// See [`MountPlan::cache_dir`].
+    pub cache_dir: PathBuf,
+    /// See [`MountPlan::uid`].
+    pub uid: u32,
+    /// See [`MountPlan::gid`].
+    pub gid: u32,
+    /// See [`MountPlan::allow_other`].
+    pub allow_other: bool,
+    /// See [`MountPlan::no_passthrough`].
+    pub no_passthrough: bool,
+    /// See [`MountPlan::prefetch`].
+    pub prefetch: Prefetch,
+    /// See [`MountPlan::selection`].
+    pub selection: Selection,
+    /// See [`MountPlan::access`].
+    pub access: SourceOptions,
+    /// See [`MountPlan::include_remote`].
+    pub include_remote: bool,
+    /// See [`MountPlan::lacking`].
+    pub lacking: Lacking,
 }
 
 /// A kit that another one refers to.
@@ -109,6 +153,33 @@ pub struct RemoteRecord {
     pub address: String,
 }
 
+impl ReferenceRecord {
+    /// The kits that a kit refers to.
+    pub fn all(pinned: &Pinned) -> Vec<Self> {
+        let members = pinned.found.iter().zip(pinned.lineage.members()).skip(1);
+        let record = |(found, member): (&Found, &Member)| Self {
+            reference: member.name.clone(),
+            digest: member.digest(),
+            pinned_by: found.pin.name().to_owned(),
+            source: found.reference.to_string(),
+            part: member.part().name().to_owned(),
+            path: member.root().text(),
+        };
+        members.map(record).collect()
+    }
+}
+
+impl RemoteRecord {
+    /// The datasets that are not part of a kit.
+    pub fn all(pinned: &Pinned) -> Vec<Self> {
+        pinned.lineage.remote.iter().map(|set| Self { path: set.path.text(), address: set.address.clone() }).collect()
+    }
+}
+
+fn documents(member: &Member) -> (Vec<u8>, Vec<u8>) {
+    (member.documents.manifest.to_vec(), member.documents.config.to_vec())
+}
+
 /// What is fetched before anybody asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -131,6 +202,76 @@ pub struct Lacking {
 }
 
 impl MountPlan {
+    /// The plan to mount `kits`, all of which were admitted.
+    pub fn new(kits: &AdmittedKits, mounting: Mounting) -> Self {
+        let pinned = kits.pinned();
+        let (root, digest) = (pinned.root(), pinned.kit().manifest.digest);
+        let members = pinned.lineage.members();
+        let planned = |(found, member): (ReferenceRecord, &Member)| {
+            let (manifest, config) = documents(member);
+            PlannedKit { found, manifest, config }
+        };
+        let (manifest, config) = documents(&members[0]);
+        let Mounting { id, mountpoint, run_dir, cache_dir, uid, gid, allow_other, no_passthrough, prefetch, .. } = mounting;
+        let Mounting { selection, access, include_remote, lacking, .. } = mounting;
+        Self {
+            id,
+            mountpoint,
+            reference: root.reference.to_string(),
+            shown_source: root.reference.with_digest(digest),
+            digest,
+            run_dir,
+            cache_dir,
+            uid,
+            gid,
+            allow_other,
+            no_passthrough,
+            prefetch,
+            selection,
+            access,
+            manifest,
+            config,
+            references: ReferenceRecord::all(pinned).into_iter().zip(&members[1..]).map(planned).collect(),
+            include_remote,
+            remote: RemoteRecord::all(pinned),
+            lacking,
+            admissions: kits.admitted().iter().map(|admitted| admitted.admission().clone()).collect(),
+        }
+    }
+
+    /// A plan for tests of what only carries plans: of a kit that nobody admitted.
+    #[cfg(test)]
+    pub(crate) fn of_nothing() -> Self {
+        Self {
+            id: crate::run::new_id(),
+            mountpoint: "/nonexistent/kit".into(),
+            reference: "reg.example/a:v1".to_owned(),
+            shown_source: "reg.example/a:v1".to_owned(),
+            digest: Digest::of(crate::digest::Algorithm::Sha256, b"{}"),
+            run_dir: "/nonexistent".into(),
+            cache_dir: "/nonexistent".into(),
+            uid: 0,
+            gid: 0,
+            allow_other: false,
+            no_passthrough: false,
+            prefetch: Prefetch::None,
+            selection: Selection::default(),
+            access: SourceOptions::default(),
+            manifest: b"{}".to_vec(),
+            config: b"{}".to_vec(),
+            references: Vec::new(),
+            include_remote: false,
+            remote: Vec::new(),
+            lacking: Lacking::default(),
+            admissions: Vec::new(),
+        }
+    }
+
+    /// Why each of the kits was admitted: the one that was asked for first, then those of [`MountPlan::references`] in their order.
+    pub fn admissions(&self) -> &[Admission] {
+        &self.admissions
+    }
+
     /// The plan in a memfd that nobody can change any more.
     pub fn seal(&self) -> io::Result<OwnedFd> {
         let fd = memfd_create("kitfs-plan", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;

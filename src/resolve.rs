@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
+use crate::admission::NotAdmitted;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::failure::ErrorClass;
@@ -59,6 +60,31 @@ impl Pinned {
     pub fn source_of(&self, position: usize) -> &Arc<dyn Source> {
         &self.found[self.lineage.owner(position)].source
     }
+}
+
+/// One kit, before anything that it refers to is looked for.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    /// What it is called: the reference that was asked for, or the one in the Kitfile that refers to it.
+    pub name: String,
+    /// Where it was found.
+    pub found: Found,
+    /// The kit.
+    pub kit: Kit,
+    /// Its documents.
+    pub documents: Documents,
+    /// The index that it was chosen from, if what was found is one.
+    pub index: Option<Digest>,
+    /// Whether what was found came from its source just now, and not out of the cache.
+    pub is_fresh: bool,
+}
+
+/// Asked about each kit, the one that was asked for first; what a kit refers to is looked for only if it says yes.
+pub type Gate<'g> = dyn FnMut(&Arrived) -> Result<(), NotAdmitted> + 'g;
+
+/// Lets every kit through: for whoever only looks at kits, and shows nothing that is in them.
+pub fn ungated(_: &Arrived) -> Result<(), NotAdmitted> {
+    Ok(())
 }
 
 /// Who says that a manifest is the one that is meant.
@@ -126,6 +152,9 @@ pub enum ResolveError {
         #[source]
         source: Box<ChoiceError>,
     },
+    /// It may not be mounted, or that could not be decided.
+    #[error(transparent)]
+    NotAdmitted(#[from] Box<NotAdmitted>),
     /// A kit that it refers to came to none.
     #[error("cannot follow the references {}", chain.join(" => "))]
     Reference {
@@ -183,6 +212,7 @@ impl ResolveError {
             Self::Source { source, .. } => ErrorClass::of_source(source),
             Self::Content { .. } => ErrorClass::Content,
             Self::Kit { .. } | Self::Choice { .. } | Self::Lineage(_) => ErrorClass::Refused,
+            Self::NotAdmitted(error) => error.class(),
             Self::Reference { source, .. } | Self::Nowhere { source, .. } => source.class(),
             Self::Store(error) => error.class(),
             Self::NeverResolved { .. } | Self::NotCached { .. } => ErrorClass::Network,
@@ -190,51 +220,60 @@ impl ResolveError {
     }
 }
 
-/// Finds the kit that `reference` names, and those that it refers to; with `include_remote` also those that stand for datasets. Blocks for
-/// [`crate::limits::BEFORE_MOUNT_S`] at most; not on a thread of `runtime`.
+/// Finds the kit that `reference` names, and those that it refers to; with `include_remote` also those that stand for datasets. Each has to
+/// pass the `gate`. Blocks for [`crate::limits::BEFORE_MOUNT_S`] at most, the time at the gate aside; not on a thread of `runtime`.
 pub fn kit(
     reference: &Reference,
     selection: Selection,
     include_remote: bool,
-    options: &SourceOptions,
-    store: &Store,
-    runtime: &Handle,
+    from: &Access<'_>,
+    gate: &mut Gate<'_>,
 ) -> Result<Pinned, ResolveError> {
-    follow::lineage(&Asking { options, store, runtime, until: source::before_mount() }, reference, selection, include_remote)
+    follow::lineage(&mut Asking { from, until: source::before_mount() }, reference, selection, include_remote, gate)
+}
+
+/// What kits are asked for with.
+#[derive(Debug, Clone, Copy)]
+pub struct Access<'a> {
+    /// How sources are reached.
+    pub options: &'a SourceOptions,
+    /// What was here once.
+    pub store: &'a Store,
+    /// Where the network runs.
+    pub runtime: &'a Handle,
 }
 
 /// How kits are asked for.
-#[derive(Clone, Copy)]
 struct Asking<'a> {
-    options: &'a SourceOptions,
-    store: &'a Store,
-    runtime: &'a Handle,
+    from: &'a Access<'a>,
     until: Instant,
 }
 
-/// One kit, without what it refers to.
-#[derive(Clone)]
-struct One {
-    found: Found,
-    kit: Kit,
-    documents: Documents,
-}
-
 impl Asking<'_> {
-    /// Finds one kit.
-    fn one(&self, reference: &Reference) -> Result<One, ResolveError> {
-        let resolver = Resolver { reference, store: self.store };
-        let source = source::open(reference, self.options).map_err(|error| resolver.failed(error.into()))?;
+    /// Finds one kit, called `name`.
+    fn one(&self, reference: &Reference, name: &str) -> Result<Arrived, ResolveError> {
+        let Access { options, store, runtime } = *self.from;
+        let resolver = Resolver { reference, store };
+        let source = source::open(reference, options).map_err(|error| resolver.failed(error.into()))?;
         // Only a registry is the network.
-        let documents = if self.options.offline && matches!(reference.transport(), Transport::Registry(_)) {
-            self.runtime.block_on(resolver.kept())
+        let answer = if options.offline && matches!(reference.transport(), Transport::Registry(_)) {
+            runtime.block_on(resolver.kept())
         } else {
-            self.runtime.block_on(source::asking(&*source, self.until, resolver.documents(&*source)))
+            runtime.block_on(source::asking(&*source, self.until, resolver.documents(&*source)))
         };
-        let (manifest, config, pin) = documents.map_err(|failure| resolver.failed(failure))?;
+        let Answer { found: Meant { manifest, index, pin, is_fresh }, config } = answer.map_err(|failure| resolver.failed(failure))?;
         let documents = Documents { manifest, config };
         let kit = documents.plan().map_err(|error| resolver.refused(documents.manifest.descriptor().digest, error))?;
-        Ok(One { found: Found { reference: reference.clone(), pin, source }, kit, documents })
+        let found = Found { reference: reference.clone(), pin, source };
+        Ok(Arrived { name: name.to_owned(), found, kit, documents, index, is_fresh })
+    }
+
+    /// Lets a kit pass the gate, which has time of its own.
+    fn pass(&mut self, gate: &mut Gate<'_>, arrived: &Arrived) -> Result<(), ResolveError> {
+        let began = Instant::now();
+        let outcome = gate(arrived);
+        self.until += began.elapsed();
+        Ok(outcome.map_err(Box::new)?)
     }
 }
 
@@ -243,8 +282,31 @@ struct Resolver<'a> {
     store: &'a Store,
 }
 
-/// Manifest, config, and who says that they are the ones.
-type Answer = (Verified<Bytes>, Verified<Bytes>, PinnedBy);
+/// Manifest and config.
+struct Answer {
+    found: Meant,
+    config: Verified<Bytes>,
+}
+
+/// What a reference means.
+struct Meant {
+    /// The manifest of the kit.
+    manifest: Verified<Bytes>,
+    /// The index that it was chosen from.
+    index: Option<Digest>,
+    /// Who says so.
+    pin: PinnedBy,
+    /// Whether the source gave it just now.
+    is_fresh: bool,
+}
+
+impl Meant {
+    /// The kit that was chosen from what was found.
+    fn new(found: Digest, manifest: Verified<Bytes>, pin: PinnedBy, is_fresh: bool) -> Self {
+        let index = Some(found).filter(|found| *found != manifest.descriptor().digest);
+        Self { manifest, index, pin, is_fresh }
+    }
+}
 
 /// A [`ResolveError`] that does not know its reference yet.
 enum Failure {
@@ -271,16 +333,19 @@ impl From<StoreError> for Failure {
 
 impl Resolver<'_> {
     async fn documents(&self, source: &dyn Source) -> Result<Answer, Failure> {
-        let (manifest, pin) = match self.kept_by_digest()? {
-            Some(found) => (self.chosen(found, Some(source)).await?, PinnedBy::User),
+        let found = match self.kept_by_digest()? {
+            Some(found) => {
+                let digest = found.descriptor().digest;
+                Meant::new(digest, self.chosen(found, Some(source)).await?, PinnedBy::User, false)
+            }
             None => self.resolve(source).await?,
         };
-        let descriptor = self.config_of(&manifest)?;
+        let descriptor = self.config_of(&found.manifest)?;
         let config = match self.store.document(&descriptor)? {
             Some(config) => config,
             None => self.fetch(source, &descriptor, "config").await?,
         };
-        Ok((manifest, config, pin))
+        Ok(Answer { found, config })
     }
 
     /// The manifest, if the reference names its digest and the cache has it.
@@ -291,7 +356,7 @@ impl Resolver<'_> {
         self.store.document(&Descriptor { digest, ..descriptor })
     }
 
-    async fn resolve(&self, source: &dyn Source) -> Result<(Verified<Bytes>, PinnedBy), Failure> {
+    async fn resolve(&self, source: &dyn Source) -> Result<Meant, Failure> {
         let mut resolved = source.resolve().await?;
         let mut checked = resolved.manifest.verify(&resolved.descriptor);
         if checked.is_err() {
@@ -305,11 +370,13 @@ impl Resolver<'_> {
         };
         self.store.put_document(&manifest)?;
         self.store.remember(&manifest.descriptor().digest.to_string(), manifest.descriptor())?;
+        let found = manifest.descriptor().clone();
         let manifest = self.chosen(manifest, Some(source)).await?;
         if pin == PinnedBy::Source {
-            self.store.remember(&self.reference.to_string(), manifest.descriptor())?;
+            // The index itself where it is one: what is said of it holds for the kit in it, also offline.
+            self.store.remember(&self.reference.to_string(), &found)?;
         }
-        Ok((manifest, pin))
+        Ok(Meant::new(found.digest, manifest, pin, true))
     }
 
     async fn fetch(&self, source: &dyn Source, descriptor: &Descriptor, what: &'static str) -> Result<Verified<Bytes>, Failure> {
@@ -323,20 +390,19 @@ impl Resolver<'_> {
     }
 
     async fn kept(&self) -> Result<Answer, Failure> {
-        let (manifest, pin) = match self.reference.digest() {
-            Some(digest) => {
-                let found = self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?;
-                (self.chosen(found, None).await?, PinnedBy::User)
-            }
+        let (found, pin) = match self.reference.digest() {
+            Some(digest) => (self.kept_by_digest()?.ok_or(Failure::NotCached { what: "manifest", digest })?, PinnedBy::User),
             None => {
                 let descriptor = self.store.remembered(&self.reference.to_string())?.ok_or(Failure::NeverResolved)?;
                 let missing = Failure::NotCached { what: "manifest", digest: descriptor.digest };
                 (self.store.document(&descriptor)?.ok_or(missing)?, PinnedBy::Cache)
             }
         };
-        let descriptor = self.config_of(&manifest)?;
+        let digest = found.descriptor().digest;
+        let found = Meant::new(digest, self.chosen(found, None).await?, pin, false);
+        let descriptor = self.config_of(&found.manifest)?;
         let config = self.store.document(&descriptor)?;
-        Ok((manifest, config.ok_or(Failure::NotCached { what: "config", digest: descriptor.digest })?, pin))
+        Ok(Answer { found, config: config.ok_or(Failure::NotCached { what: "config", digest: descriptor.digest })? })
     }
 
     fn config_of(&self, manifest: &Verified<Bytes>) -> Result<Descriptor, Failure> {
@@ -391,7 +457,8 @@ mod tests {
 
         fn resolve(&self, reference: &str, offline: bool) -> Result<Pinned, ResolveError> {
             let options = SourceOptions { offline, ..SourceOptions::default() };
-            kit(&reference.parse().expect(reference), Selection::default(), false, &options, &self.store, self.runtime.handle())
+            let from = Access { options: &options, store: &self.store, runtime: self.runtime.handle() };
+            kit(&reference.parse().expect(reference), Selection::default(), false, &from, &mut ungated)
         }
     }
 

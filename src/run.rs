@@ -24,6 +24,7 @@ use crate::failure::chain;
 use crate::limits::{ABANDONED_AFTER, RUN_DOCUMENT_BYTES};
 use crate::mountinfo::{self, MountEntry};
 use crate::plan::{ReferenceRecord, RemoteRecord};
+use crate::source::SourceOptions;
 
 /// The run directory; cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,6 +73,9 @@ pub struct MountRecord {
     /// Datasets that are not in the mount.
     #[serde(default)]
     pub remote: Vec<RemoteRecord>,
+    /// How the registry was spoken to.
+    #[serde(default)]
+    pub access: SourceOptions,
 }
 
 /// `state.json`: how the mount is.

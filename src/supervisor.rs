@@ -497,6 +497,7 @@ impl<'a> Supervisor<'a> {
             passthrough: self.page.io_mode().map(|mode| mode == IoMode::Passthrough),
             references: self.plan.references.iter().map(|kit| kit.found.clone()).collect(),
             remote: self.plan.remote.clone(),
+            access: self.plan.access.clone(),
         }
     }
 

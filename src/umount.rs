@@ -432,6 +432,7 @@ mod tests {
             passthrough: None,
             references: Vec::new(),
             remote: Vec::new(),
+            access: crate::source::SourceOptions::default(),
         }
     }
 

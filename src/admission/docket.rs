@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::report::Report;
 use super::rules::Rulebook;
-use super::{Admitted, Question};
+use super::{Admitted, NotAdmitted, Question};
 use crate::failure::ErrorClass;
 use crate::policy::Name;
 use crate::referrers::{Candidate, Ended};
@@ -35,6 +35,27 @@ pub struct Docket<'a> {
     question: &'a Question,
     rulebook: &'a Rulebook,
     now: Timestamp,
+}
+
+impl Decision {
+    /// Why the kit may not be mounted, if it may not.
+    pub fn outcome(&self) -> Result<(), NotAdmitted> {
+        let (code, message) = self.report.reasons.first().map(|reason| (reason.code.clone(), reason.message.clone())).unwrap_or_default();
+        let reference = self.report.reference.clone();
+        match &self.verdict {
+            Verdict::Admitted(_) => Ok(()),
+            Verdict::Denied => Err(NotAdmitted::Refused { reference, code, message }),
+            Verdict::Undecided(class) => Err(NotAdmitted::Undecided { reference, message, class: *class }),
+        }
+    }
+
+    /// That it may be mounted, if it may.
+    pub fn admitted(&self) -> Option<&Admitted> {
+        match &self.verdict {
+            Verdict::Admitted(admitted) => Some(admitted),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> Docket<'a> {

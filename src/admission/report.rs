@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::record::Admission;
 
 /// A decision, explained. The nearest miss stands first among the reasons.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     /// `admit`, `deny` or `error`.
     pub decision: &'static str,

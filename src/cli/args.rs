@@ -57,6 +57,12 @@ pub(crate) enum Command {
     Pull(Pull),
     /// Show what a kit is, without fetching any layer
     Inspect(Inspect),
+    /// Tell whether a kit may be mounted, and why
+    ///
+    /// Decides without mounting: what policies match, what they want, what is attached to the kit, and for each signature why it counts or not.
+    /// Ends with 0 if the kit is admitted, with 3 if it is refused, with 1 or 4 if that could not be decided, and with 2 if there is no policy or
+    /// one that cannot be kept to. For a folder where a kit is mounted the decision is taken again for that kit.
+    Explain(Box<Explain>),
     /// Recompute every digest from what is on disk
     ///
     /// Ends with 0 if all that is there matches, absent layers are listed. A damaged layer is named with both digests, withdrawn from the
@@ -125,6 +131,55 @@ impl Wanted {
     }
 }
 
+// But for the demand for a policy, which can only be switched on, none of these has a variable: what a shell inherits must not decide what is trusted.
+/// What may be mounted.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "What is trusted")]
+pub(crate) struct Trusting {
+    /// Mount only what the policies in FILE admit, beside those of this host; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Vec<PathBuf>,
+    /// Refuse a kit if there is no policy at all
+    #[arg(long, env = "KITFS_REQUIRE_POLICY", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) require_policy: bool,
+    /// Say that the kit is REFERENCE: policies for that name have to be met, too
+    #[arg(long, value_name = "REFERENCE")]
+    pub(crate) r#as: Option<String>,
+    /// Whom --policy and the options below trust: a trusted_root.json, or `sigstore-public-good` or `github`, which are built in; may be repeated
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub(crate) trusted_root: Vec<String>,
+    /// The key that must have signed (PEM, as `cosign.pub`)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<String>,
+    /// Who must have signed: the e-mail address or URI in the certificate
+    #[arg(long, value_name = "ID")]
+    pub(crate) certificate_identity: Option<String>,
+    /// The same as a regular expression, which has to match the whole of it
+    #[arg(long, value_name = "EXPRESSION")]
+    pub(crate) certificate_identity_regexp: Option<String>,
+    /// Who must have vouched for that identity
+    #[arg(long, value_name = "URL")]
+    pub(crate) certificate_oidc_issuer: Option<String>,
+    /// The same as a regular expression, which has to match the whole of it
+    #[arg(long, value_name = "EXPRESSION")]
+    pub(crate) certificate_oidc_issuer_regexp: Option<String>,
+    /// What the signature has to say beside; may be repeated
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) annotations: Vec<String>,
+    /// With --key: do not ask for an entry in a transparency log
+    #[arg(long)]
+    pub(crate) insecure_ignore_tlog: bool,
+    /// Ask for a signed timestamp
+    #[arg(long)]
+    pub(crate) use_signed_timestamps: bool,
+    /// Ask for an attestation of this predicate type in place of a signature: a URI, or one of cosign's short names
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) r#type: Option<String>,
+    /// A rule in Rego that has to allow the kit, or with --type the attestation
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rego: Option<PathBuf>,
+}
+
 /// Where running mounts are recorded.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
@@ -165,6 +220,12 @@ pub(crate) struct Mount {
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
+    pub(crate) summary: Summary,
+    #[command(flatten)]
+    pub(crate) audit: Audit,
+    #[command(flatten)]
+    pub(crate) trusting: Trusting,
+    #[command(flatten)]
     pub(crate) wanted: Wanted,
     #[command(flatten)]
     pub(crate) sources: Sources,
@@ -203,6 +264,10 @@ pub(crate) struct Pull {
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
     #[command(flatten)]
+    pub(crate) audit: Audit,
+    #[command(flatten)]
+    pub(crate) trusting: Trusting,
+    #[command(flatten)]
     pub(crate) wanted: Wanted,
     #[command(flatten)]
     pub(crate) sources: Sources,
@@ -220,6 +285,53 @@ pub(crate) struct Inspect {
     pub(crate) wanted: Wanted,
     #[command(flatten)]
     pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Explain {
+    /// A kit, or where one is mounted
+    #[arg(value_name = "REF|DIR")]
+    pub(crate) subject: String,
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    /// Without any policy, tell what is attached to the kit
+    #[arg(long)]
+    pub(crate) allow_no_policy: bool,
+    #[command(flatten)]
+    pub(crate) summary: Summary,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) trusting: Trusting,
+    #[command(flatten)]
+    pub(crate) wanted: Wanted,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+/// What is written about a decision for others.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Records")]
+pub(crate) struct Summary {
+    /// Write what was decided to FILE, as a SLSA verification summary (in-toto statement, not signed)
+    #[arg(long, value_name = "FILE", env = "KITFS_VSA", hide_env = true)]
+    pub(crate) vsa: Option<PathBuf>,
+    /// Who says so in that summary
+    #[arg(long, value_name = "URI", env = "KITFS_VSA_VERIFIER_ID", hide_env = true)]
+    pub(crate) vsa_verifier_id: Option<String>,
+}
+
+/// What is written down of what happens.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Records")]
+pub(crate) struct Audit {
+    /// Append a line of JSON to FILE for each decision, mount, umount and mismatch; what cannot be written down does not happen
+    #[arg(long, value_name = "FILE", env = "KITFS_AUDIT_LOG", hide_env = true)]
+    pub(crate) audit_log: Option<PathBuf>,
+    /// Mount also if that cannot be written
+    #[arg(long, env = "KITFS_AUDIT_BEST_EFFORT", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) audit_best_effort: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -334,7 +446,7 @@ impl Sources {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{Args as _, CommandFactory as _};
 
     use super::*;
 
@@ -348,7 +460,8 @@ mod tests {
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             for argument in command.get_arguments() {
                 let Some(long) = argument.get_long().filter(|long| !["help", "version"].contains(long)) else { continue };
-                if command.get_name() == "verify-bundle" {
+                let trusting = Trusting::augment_args(clap::Command::new("")).get_arguments().any(|other| other.get_long() == Some(long));
+                if command.get_name() == "verify-bundle" || long == "allow-no-policy" || trusting && long != "require-policy" {
                     assert_eq!(argument.get_env(), None, "--{long}: what is trusted is not inherited");
                     continue;
                 }
@@ -370,6 +483,13 @@ mod tests {
             "inspect --exclude x r",
             "verify -f code r",
             "mount --include-remote r d",
+            "mount --policy f --policy g --require-policy --as h.test/a:v1 --trusted-root f --trusted-root n=g r d",
+            "mount --key k -a a=b --annotations c=d --insecure-ignore-tlog --use-signed-timestamps r d",
+            "mount --certificate-identity i --certificate-oidc-issuer u --type vuln --rego f r d",
+            "mount --vsa f --vsa-verifier-id u --audit-log f --audit-best-effort r d",
+            "pull --certificate-identity-regexp i --certificate-oidc-issuer-regexp u --audit-log f r",
+            "explain r",
+            "explain --json --allow-no-policy --policy f --vsa f --offline --include-remote d",
             "umount d e",
             "umount --lazy d",
             "umount --all",

@@ -6,13 +6,16 @@ use std::io;
 use std::path::PathBuf;
 
 use super::report::Exit;
+use crate::admission::NotAdmitted;
 use crate::daemon::StartError;
 use crate::digest::DigestError;
 use crate::failure::ErrorClass;
 use crate::kit::KitError;
 use crate::oci::ReferenceError;
 use crate::policy::document::{DocumentError, FieldError};
+use crate::policy::name::NameError;
 use crate::policy::set::SetError;
+use crate::policy::shortcut::ShortcutError;
 use crate::preflight::PreflightError;
 use crate::resolve::{ChoiceError, ResolveError};
 use crate::run::RunError;
@@ -119,6 +122,33 @@ pub(crate) enum CliError {
     /// A policy cannot be loaded.
     #[error(transparent)]
     Policy(#[from] SetError),
+    /// The options about trust make no policy.
+    #[error("these options make no policy")]
+    Shortcut(#[from] ShortcutError),
+    /// A file that says what is trusted cannot be used.
+    #[error("cannot use `{}`", path.display())]
+    TrustFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What the caller claims is no name of a kit.
+    #[error("`--as {text}`")]
+    Claim {
+        /// The claim.
+        text: String,
+        /// What is wrong with it.
+        #[source]
+        source: NameError,
+    },
+    /// The caller claims a digest.
+    #[error("`--as {0}` names a digest: it says what the kit is called, and its digest is its own")]
+    ClaimedDigest(String),
+    /// There is nothing that could be explained.
+    #[error("there is no policy, neither of this host nor in an option: nothing is decided on")]
+    NoPolicy,
     /// The threads for the network cannot be started.
     #[error("cannot start the threads for the network")]
     Runtime(#[source] io::Error),
@@ -137,8 +167,19 @@ impl CliError {
     /// How the command ends.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Reference(_) | Self::Digest(_) | Self::TwoRoots(_) | Self::Policy(_) => Exit::Usage,
-            Self::Resolve(error) => exit_of(error.class()),
+            Self::Reference(_)
+            | Self::Digest(_)
+            | Self::TwoRoots(_)
+            | Self::Policy(_)
+            | Self::Shortcut(_)
+            | Self::TrustFile { .. }
+            | Self::Claim { .. }
+            | Self::ClaimedDigest(_)
+            | Self::NoPolicy => Exit::Usage,
+            Self::Resolve(error) => match error.innermost() {
+                ResolveError::NotAdmitted(refused) if matches!(**refused, NotAdmitted::Refused { .. }) => Exit::Refused,
+                _ => exit_of(error.class()),
+            },
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
             Self::Tree(_) => Exit::Content,
             Self::Start(error) => exit_of_code(error.exit_code),
@@ -184,7 +225,14 @@ impl CliError {
             Self::Digest(_) => vec!["it is `sha256:` and 64 lower-case hex characters; a file of such a name is `./sha256:…`".into()],
             Self::Key { .. } => vec!["`cosign public-key --key …` prints the public key of a key".into()],
             Self::TwoRoots(_) => vec!["give each a name of its own: `--trusted-root NAME=FILE`".into()],
-            Self::TrustedRoot { .. }
+            Self::ClaimedDigest(_) => vec!["leave the `@` and what follows it out".into()],
+            Self::NoPolicy => {
+                vec!["name a policy with `--policy FILE`, or a signer; `--allow-no-policy` tells what is attached to the kit all the same".into()]
+            }
+            Self::Shortcut(_)
+            | Self::TrustFile { .. }
+            | Self::Claim { .. }
+            | Self::TrustedRoot { .. }
             | Self::File { .. }
             | Self::Tree(_)
             | Self::Folder { .. }
@@ -256,6 +304,16 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
         ResolveError::Kit { source, .. } => match **source {
             KitError::NotAKit { .. } => vec!["kitfs mounts ModelKits, ModelPack artifacts, and models of Docker Model Runner".into()],
             _ => Vec::new(),
+        },
+        ResolveError::NotAdmitted(error) => match &**error {
+            NotAdmitted::Refused { reference, code, .. } => {
+                let of_code = Reason::ALL.iter().find(|reason| reason.code() == code).map(|reason| hints_of_denial(*reason));
+                let explain = format!("`kitfs explain {reference}` with the same options tells of every policy and signature");
+                of_code.into_iter().flatten().chain([explain.into()]).collect()
+            }
+            NotAdmitted::Undecided { reference, .. } => {
+                vec![format!("try again; `kitfs explain {reference}` with the same options tells what could not be read").into()]
+            }
         },
         // Those of their innermost error.
         ResolveError::Reference { .. } | ResolveError::Nowhere { .. } | ResolveError::Lineage(_) => Vec::new(),

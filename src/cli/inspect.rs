@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::Inspect;
 use super::error::CliError;
 use super::report::{self, Exit, escaped};
-use super::{Session, place, print, references, remote};
+use super::{Session, print};
 use crate::kit::{Family, KitLayer, ModelSummary, Summary};
 use crate::plan::{ReferenceRecord, RemoteRecord};
 use crate::resolve::Pinned;
@@ -98,8 +98,8 @@ impl Shown {
             package: Package { name, version, description, license, authors },
             model: model.map(Model::new),
             layers: pinned.lineage.layers.iter().enumerate().map(|(position, layer)| Layer::new(pinned, position, layer, store)).collect(),
-            references: references(pinned),
-            remote: remote(pinned),
+            references: ReferenceRecord::all(pinned),
+            remote: RemoteRecord::all(pinned),
             unplaced_layers: kit
                 .unplaced
                 .iter()
@@ -176,7 +176,7 @@ impl Layer {
             media_type: descriptor.media_type.clone(),
             kind: layer.kind.name(),
             name: layer.name.clone(),
-            path: place(&layer.path),
+            path: layer.path.text(),
             size: descriptor.size,
             cached: store.state(&layer.spec.key()) == LayerState::Cached,
         }

@@ -9,20 +9,23 @@ use super::args::Mount;
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::Exit;
-use super::{Session, reference, references, remote, umount};
+use super::trusting::Trust;
+use super::{Session, reference, umount};
 use crate::daemon::{self, Progress, Ready};
 use crate::digest::Digest;
 use crate::fs;
+use crate::gate::{Gate, Search};
 use crate::index::Index;
-use crate::kit::{Lineage, Member};
-use crate::plan::{MountPlan, PlannedKit, ReferenceRecord};
+use crate::kit::Lineage;
+use crate::plan::{MountPlan, Mounting};
 use crate::preflight::Preflight;
 use crate::store::VerifiedLayer;
 use crate::tree::TreeError;
 use crate::{rehearsal, run};
 
 pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
-    reference(&arguments.reference)?;
+    let reference = reference(&arguments.reference)?;
+    let trust = Trust::load(&arguments.trusting)?;
     let run_dir = umount::open(&arguments.run)?;
     let session = Session::open(&arguments.sources)?;
     let preflight = Preflight {
@@ -32,7 +35,9 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         trust_user_cache: arguments.trust_user_cache,
     };
     let mountpoint = preflight.check(&run_dir)?;
-    let pinned = session.resolve(&arguments.reference, &arguments.wanted)?;
+    let gate = Gate { mountpoint: Some(mountpoint.clone()), ..session.gate(&trust, Search::UntilSettled) };
+    let kits = session.admitted(&gate, &reference, &arguments.wanted)?;
+    let pinned = kits.pinned();
 
     let systemd = arguments.foreground.then(Ready::foreground);
     let alive = |fetched, total| {
@@ -42,18 +47,13 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         }
     };
     // Held until the mount serves, or they could be evicted before it has them open.
-    let shared = fetch::layers(&session, &pinned, &pinned.lineage.shared(), Until::Usable, &alive)?;
+    let shared = fetch::layers(&session, pinned, &pinned.lineage.shared(), Until::Usable, &alive)?;
 
     check_shared(&pinned.lineage, &shared)?;
 
-    let (root, digest) = (pinned.root(), pinned.kit().manifest.digest);
-    let members = pinned.lineage.members();
-    let plan = MountPlan {
+    let mounting = Mounting {
         id: run::new_id(),
         mountpoint,
-        reference: root.reference.to_string(),
-        shown_source: root.reference.with_digest(digest),
-        digest,
         run_dir: run_dir.path().to_owned(),
         cache_dir: session.store.dir().to_owned(),
         uid: arguments.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
@@ -63,13 +63,10 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         prefetch: arguments.prefetch,
         selection: arguments.wanted.selection(),
         access: session.options.clone(),
-        manifest: members[0].documents.manifest.to_vec(),
-        config: members[0].documents.config.to_vec(),
-        references: references(&pinned).into_iter().zip(&members[1..]).map(|(found, member)| planned(found, member)).collect(),
         include_remote: arguments.wanted.include_remote,
-        remote: remote(&pinned),
         lacking: rehearsal::lacking(),
     };
+    let plan = MountPlan::new(&kits, mounting);
     // What the supervisor still waits for is here already, so there is no more to show.
     daemon::start(&plan, arguments.foreground, &mut |_| {})?;
     drop(shared);
@@ -87,8 +84,4 @@ fn check_shared(lineage: &Lineage, layers: &[VerifiedLayer]) -> Result<(), TreeE
         }
     }
     Ok(())
-}
-
-fn planned(found: ReferenceRecord, member: &Member) -> PlannedKit {
-    PlannedKit { found, manifest: member.documents.manifest.to_vec(), config: member.documents.config.to_vec() }
 }

@@ -20,6 +20,8 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
+    /// A policy refuses it.
+    Refused = 3,
     /// The content is not what its digest says, or not a kit that may be shown.
     Content = 4,
     /// No such reference, or not allowed to read it.

@@ -202,6 +202,7 @@ mod tests {
                 path: ".".into(),
             }],
             remote: vec![RemoteRecord { path: "far".into(), address: "s3://bucket/\u{1b}key".into() }],
+            access: crate::source::SourceOptions::default(),
         };
         let layer = LayerReport {
             digest,

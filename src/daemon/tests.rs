@@ -1,6 +1,4 @@
 use super::*;
-use crate::plan::{Lacking, Prefetch};
-use crate::source::SourceOptions;
 use std::thread;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -16,29 +14,8 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let home = tempfile::tempdir().expect("folder");
-        let digest: crate::digest::Digest = format!("sha256:{}", "0".repeat(64)).parse().expect("digest");
-        let plan = MountPlan {
-            id: crate::run::new_id(),
-            mountpoint: "/nonexistent/kit".into(),
-            reference: "reg.example/a:v1".to_owned(),
-            shown_source: format!("reg.example/a:v1@{digest}"),
-            digest,
-            run_dir: home.path().join("run"),
-            cache_dir: home.path().join("cache"),
-            uid: 0,
-            gid: 0,
-            allow_other: false,
-            no_passthrough: false,
-            prefetch: Prefetch::None,
-            selection: crate::filter::Selection::default(),
-            access: SourceOptions::default(),
-            manifest: b"{}".to_vec(),
-            config: b"{}".to_vec(),
-            references: Vec::new(),
-            include_remote: false,
-            remote: Vec::new(),
-            lacking: Lacking::default(),
-        };
+        let mut plan = MountPlan::of_nothing();
+        (plan.run_dir, plan.cache_dir) = (home.path().join("run"), home.path().join("cache"));
         let (interrupts, interrupt) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
         Self { home, plan, interrupts, interrupt }
     }

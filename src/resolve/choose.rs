@@ -228,14 +228,8 @@ mod tests {
 
         fn resolve_as(&self, reference: &str, offline: bool) -> Result<Pinned, ResolveError> {
             let options = SourceOptions { offline, ..SourceOptions::default() };
-            kit(
-                &reference.parse().expect(reference),
-                crate::filter::Selection::default(),
-                false,
-                &options,
-                &self.store,
-                self.runtime.handle(),
-            )
+            let from = crate::resolve::Access { options: &options, store: &self.store, runtime: self.runtime.handle() };
+            kit(&reference.parse().expect(reference), crate::filter::Selection::default(), false, &from, &mut crate::resolve::ungated)
         }
     }
 

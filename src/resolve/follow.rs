@@ -2,27 +2,35 @@
 
 use std::collections::HashMap;
 
-use super::{Asking, One, Pinned, ResolveError};
+use super::{Arrived, Asking, Gate, Pinned, ResolveError};
 use crate::failure::ErrorClass;
 use crate::filter::Selection;
 use crate::kit::{Growing, KitReference, Wanted};
 use crate::oci::Reference;
 
-/// Finds the kit at `root` and follows its references.
-pub(super) fn lineage(asking: &Asking<'_>, root: &Reference, selection: Selection, include_remote: bool) -> Result<Pinned, ResolveError> {
-    let One { found, kit, documents } = asking.one(root)?;
+/// Finds the kit at `root` and follows its references, as far as the gate lets them through.
+pub(super) fn lineage(
+    asking: &mut Asking<'_>,
+    root: &Reference,
+    selection: Selection,
+    include_remote: bool,
+    gate: &mut Gate<'_>,
+) -> Result<Pinned, ResolveError> {
+    let arrived = asking.one(root, &root.to_string())?;
+    asking.pass(gate, &arrived)?;
+    let Arrived { found, kit, documents, .. } = arrived;
     let mut growing = Growing::new(root.to_string(), kit, documents, selection, include_remote)?;
     let mut all = vec![found];
     // What a reference means is decided once, however often it is met.
-    let mut known: HashMap<Reference, One> = HashMap::new();
+    let mut known: HashMap<Reference, Arrived> = HashMap::new();
     while let Some(wanted) = growing.wanted()? {
         let meant = wanted.reference.meant();
         let one = match known.get(meant) {
             Some(one) => one.clone(),
-            None => referred(asking, root, &wanted).map_err(|source| {
-                let chain = growing.chain(&wanted);
-                ResolveError::Reference { chain, source: Box::new(source) }
-            })?,
+            None => {
+                let arrived = referred(asking, root, &wanted).and_then(|arrived| asking.pass(gate, &arrived).map(|()| arrived));
+                arrived.map_err(|source| ResolveError::Reference { chain: growing.chain(&wanted), source: Box::new(source) })?
+            }
         };
         known.insert(meant.clone(), one.clone());
         growing.add(wanted, one.kit, one.documents)?;
@@ -32,15 +40,16 @@ pub(super) fn lineage(asking: &Asking<'_>, root: &Reference, selection: Selectio
 }
 
 /// Finds a kit that another one refers to.
-fn referred(asking: &Asking<'_>, root: &Reference, wanted: &Wanted) -> Result<One, ResolveError> {
+fn referred(asking: &Asking<'_>, root: &Reference, wanted: &Wanted) -> Result<Arrived, ResolveError> {
+    let name = wanted.reference.to_string();
     let (places, last) = places(root, &wanted.reference);
     for place in &places {
-        match asking.one(place) {
+        match asking.one(place, &name) {
             Err(error) if error.class() == ErrorClass::Missing => {}
             outcome => return outcome,
         }
     }
-    asking.one(&last).map_err(|error| match places.is_empty() {
+    asking.one(&last, &name).map_err(|error| match places.is_empty() {
         true => error,
         false => {
             let looked_for = places.iter().chain([&last]).map(ToString::to_string).collect();

@@ -29,6 +29,7 @@ fn record(id: &str) -> MountRecord {
         passthrough: None,
         references: Vec::new(),
         remote: Vec::new(),
+        access: crate::source::SourceOptions::default(),
     }
 }
 

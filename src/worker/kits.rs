@@ -42,8 +42,7 @@ mod tests {
     use crate::fixtures::{self, verified};
     use crate::kit::Kit;
     use crate::oci::IMAGE_MANIFEST;
-    use crate::plan::{Lacking, Prefetch, ReferenceRecord};
-    use crate::source::SourceOptions;
+    use crate::plan::ReferenceRecord;
 
     /// The plan of the fixture with three kits.
     fn plan() -> MountPlan {
@@ -64,28 +63,11 @@ mod tests {
             PlannedKit { found, manifest: manifest.to_vec(), config: config.to_vec() }
         };
         let root = planned("top");
-        MountPlan {
-            id: "0".into(),
-            mountpoint: "/nonexistent".into(),
-            reference: root.found.reference,
-            shown_source: String::new(),
-            digest: root.found.digest,
-            run_dir: "/nonexistent".into(),
-            cache_dir: "/nonexistent".into(),
-            uid: 0,
-            gid: 0,
-            allow_other: false,
-            no_passthrough: false,
-            prefetch: Prefetch::None,
-            selection: crate::filter::Selection::default(),
-            access: SourceOptions::default(),
-            manifest: root.manifest,
-            config: root.config,
-            references: vec![planned("mid"), planned("base")],
-            include_remote: false,
-            remote: Vec::new(),
-            lacking: Lacking::default(),
-        }
+        let mut plan = MountPlan::of_nothing();
+        (plan.reference, plan.digest) = (root.found.reference, root.found.digest);
+        (plan.manifest, plan.config) = (root.manifest, root.config);
+        plan.references = vec![planned("mid"), planned("base")];
+        plan
     }
 
     #[test]

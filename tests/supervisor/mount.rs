@@ -83,28 +83,14 @@ impl Mount {
         }
         let backing: Vec<u8> = (0..SIZE).map(byte_at).collect();
         fs::write(path("cache/backing"), backing).expect("room");
-        let plan = MountPlan {
-            id: "test".into(),
-            mountpoint: path("mnt").canonicalize().expect("a path"),
-            reference: "oci:/kits,suid".into(),
-            shown_source: "oci:/kits,suid@sha256:00".into(),
-            digest: Digest::of(Algorithm::Sha256, b""),
-            run_dir: path("run"),
-            cache_dir: path("cache"),
-            uid: 0,
-            gid: 0,
-            allow_other: false,
-            no_passthrough: setup.no_passthrough,
-            prefetch: Prefetch::None,
-            selection: kitfs::filter::Selection::default(),
-            access: kitfs::source::SourceOptions::default(),
-            manifest: Vec::new(),
-            config: Vec::new(),
-            references: Vec::new(),
-            include_remote: false,
-            remote: Vec::new(),
-            lacking: setup.lacking,
-        };
+        // Supervisors carry plans, and look at nothing in them that was decided on; only the program makes one of what was.
+        let plan = serde_json::json!({
+            "id": "test", "mountpoint": path("mnt").canonicalize().expect("a path"), "reference": "oci:/kits,suid",
+            "shown_source": "oci:/kits,suid@sha256:00", "digest": Digest::of(Algorithm::Sha256, b""), "run_dir": path("run"),
+            "cache_dir": path("cache"), "uid": 0, "gid": 0, "allow_other": false, "no_passthrough": setup.no_passthrough, "prefetch": "none",
+            "access": kitfs::source::SourceOptions::default(), "manifest": "", "config": "", "lacking": setup.lacking,
+        });
+        let plan: MountPlan = serde_json::from_value(plan).expect("a plan");
         fs::write(path("plan.json"), serde_json::to_vec(&plan).expect("plain data")).expect("room");
         let stage = Stage(plan.cache_dir.clone());
         (setup.prepare)(&stage);

@@ -1,0 +1,98 @@
+//! What the options about trust mean: which rules a kit has to meet, and what is written down of the decisions.
+
+use std::path::Path;
+
+use super::args::{Trusting, Wanted};
+use super::error::CliError;
+use super::report;
+use super::{Session, document, remark};
+use crate::admission::Rulebook;
+use crate::gate::{AdmittedKits, Gate, Passage, Search};
+use crate::limits;
+use crate::oci::Reference;
+use crate::policy::shortcut::{self, Shortcut};
+use crate::policy::{Name, Set};
+
+/// What a kit has to meet.
+#[derive(Debug)]
+pub(super) struct Trust {
+    pub(super) rulebook: Rulebook,
+    /// What the caller says that it is.
+    pub(super) claim: Option<Name>,
+}
+
+impl Trust {
+    /// Loads policies and trust roots, those of this host and those that were named. Whatever is wrong with them ends the command before anything is asked for.
+    pub(super) fn load(arguments: &Trusting) -> Result<Self, CliError> {
+        let claim = arguments.r#as.as_deref().map(claim).transpose()?;
+        let mut set = Set::of_files(&arguments.policy)?;
+        let shortcut = shortcut(arguments)?;
+        if !shortcut.is_empty() {
+            set.push(shortcut.policy()?);
+        }
+        let rulebook = Rulebook::default();
+        Ok(Self { rulebook, claim })
+    }
+}
+
+impl Session {
+    /// What kits are decided on by.
+    pub(super) fn gate<'a>(&'a self, trust: &'a Trust, search: Search) -> Gate<'a> {
+        Gate { rulebook: &trust.rulebook, access: self.access(), claim: trust.claim.clone(), mountpoint: None, search }
+    }
+
+    /// Finds a kit and what it refers to, all of which has to be admitted.
+    pub(super) fn admitted(&self, gate: &Gate<'_>, reference: &Reference, wanted: &Wanted) -> Result<AdmittedKits, CliError> {
+        let Passage { decisions, kits } = gate.kits(reference, wanted.selection(), wanted.include_remote);
+        for warning in decisions.iter().flat_map(|decision| &decision.report.warnings) {
+            report::warning(warning);
+        }
+        let kits = kits?;
+        remark(reference, kits.pinned());
+        Ok(kits)
+    }
+}
+
+/// `--as`: a repository and perhaps a tag. The digest is the kit's own.
+fn claim(text: &str) -> Result<Name, CliError> {
+    let parsed: Reference = text
+        .parse()
+        .map_err(|error| CliError::Claim { text: text.to_owned(), source: crate::policy::name::NameError::Reference(error) })?;
+    if parsed.digest().is_some() {
+        return Err(CliError::ClaimedDigest(text.to_owned()));
+    }
+    Name::of_kit(text).map_err(|source| CliError::Claim { text: text.to_owned(), source })
+}
+
+fn shortcut(arguments: &Trusting) -> Result<Shortcut, CliError> {
+    let key = arguments.key.as_deref().map(|text| {
+        let path = shortcut::key_path(text)?;
+        text_of(Path::new(path), limits::KEY_BYTES as u64)
+    });
+    let rego = arguments.rego.as_deref().map(|path| text_of(path, limits::POLICY_BYTES));
+    Ok(Shortcut {
+        key: key.transpose()?,
+        identity: arguments.certificate_identity.clone(),
+        identity_regexp: arguments.certificate_identity_regexp.clone(),
+        issuer: arguments.certificate_oidc_issuer.clone(),
+        issuer_regexp: arguments.certificate_oidc_issuer_regexp.clone(),
+        annotations: arguments.annotations.clone(),
+        ignore_log: arguments.insecure_ignore_tlog,
+        timestamps: arguments.use_signed_timestamps,
+        predicate_type: arguments.r#type.clone(),
+        rego: rego.transpose()?,
+    })
+}
+
+/// A small file of text that says what is trusted.
+fn text_of(path: &Path, limit: u64) -> Result<String, CliError> {
+    let unusable = |source| CliError::TrustFile { path: path.to_owned(), source };
+    let bytes = match document(path, limit) {
+        Err(CliError::File { source, .. }) => return Err(unusable(source)),
+        other => other?,
+    };
+    if bytes.len() as u64 > limit {
+        return Err(unusable(std::io::Error::other(format!("more than {limit} bytes"))));
+    }
+    String::from_utf8(bytes).map_err(|error| unusable(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
+}
