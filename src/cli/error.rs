@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::report::Exit;
-use crate::admission::NotAdmitted;
+use crate::admission::{NotAdmitted, RuleError};
 use crate::daemon::StartError;
 use crate::digest::DigestError;
 use crate::failure::ErrorClass;
@@ -15,7 +15,6 @@ use crate::oci::ReferenceError;
 use crate::policy::document::{DocumentError, FieldError};
 use crate::policy::name::NameError;
 use crate::policy::set::SetError;
-use crate::policy::shortcut::ShortcutError;
 use crate::preflight::PreflightError;
 use crate::resolve::{ChoiceError, ResolveError};
 use crate::run::RunError;
@@ -122,9 +121,9 @@ pub(crate) enum CliError {
     /// A policy cannot be loaded.
     #[error(transparent)]
     Policy(#[from] SetError),
-    /// The options about trust make no policy.
-    #[error("these options make no policy")]
-    Shortcut(#[from] ShortcutError),
+    /// What a kit has to meet cannot be loaded.
+    #[error(transparent)]
+    Rules(#[from] RuleError),
     /// A file that says what is trusted cannot be used.
     #[error("cannot use `{}`", path.display())]
     TrustFile {
@@ -171,7 +170,7 @@ impl CliError {
             | Self::Digest(_)
             | Self::TwoRoots(_)
             | Self::Policy(_)
-            | Self::Shortcut(_)
+            | Self::Rules(_)
             | Self::TrustFile { .. }
             | Self::Claim { .. }
             | Self::ClaimedDigest(_)
@@ -229,7 +228,7 @@ impl CliError {
             Self::NoPolicy => {
                 vec!["name a policy with `--policy FILE`, or a signer; `--allow-no-policy` tells what is attached to the kit all the same".into()]
             }
-            Self::Shortcut(_)
+            Self::Rules(_)
             | Self::TrustFile { .. }
             | Self::Claim { .. }
             | Self::TrustedRoot { .. }

@@ -19,7 +19,7 @@ use crate::signature::Reason;
 
 pub(super) fn run(arguments: &Explain) -> Result<Exit, CliError> {
     let mut trust = Trust::load(&arguments.trusting)?;
-    if !trust.rulebook.has_policies() && !arguments.allow_no_policy {
+    if !trust.has_policies() && !arguments.allow_no_policy {
         return Err(CliError::NoPolicy);
     }
     let mut sources = arguments.sources.clone();
@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Explain) -> Result<Exit, CliError> {
             sources.cache_dir.get_or_insert_with(|| record.cache_dir.clone());
             sources.plain_http |= record.access.plain_http;
             sources.ca_cert = sources.ca_cert.or_else(|| record.access.ca_cert.clone());
-            trust.claim_as(record.claim.as_deref())?;
+            trust.or_claim(record.admissions.first().and_then(|admission| admission.claim.as_deref()));
             reference(&record.reference)?.at(record.digest)
         }
         None => reference(&arguments.subject)?,

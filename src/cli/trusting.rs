@@ -6,12 +6,12 @@ use super::args::{Trusting, Wanted};
 use super::error::CliError;
 use super::report;
 use super::{Session, document, remark};
-use crate::admission::Rulebook;
+use crate::admission::{CallerRules, Host, RuleError, Rulebook};
 use crate::gate::{AdmittedKits, Gate, Passage, Search};
 use crate::limits;
 use crate::oci::Reference;
 use crate::policy::shortcut::{self, Shortcut};
-use crate::policy::{Name, Set};
+use crate::policy::Name;
 
 /// What a kit has to meet.
 #[derive(Debug)]
@@ -25,13 +25,25 @@ impl Trust {
     /// Loads policies and trust roots, those of this host and those that were named. Whatever is wrong with them ends the command before anything is asked for.
     pub(super) fn load(arguments: &Trusting) -> Result<Self, CliError> {
         let claim = arguments.r#as.as_deref().map(claim).transpose()?;
-        let mut set = Set::of_files(&arguments.policy)?;
-        let shortcut = shortcut(arguments)?;
-        if !shortcut.is_empty() {
-            set.push(shortcut.policy()?);
-        }
-        let rulebook = Rulebook::default();
-        Ok(Self { rulebook, claim })
+        let caller = CallerRules {
+            files: arguments.policy.clone(),
+            shortcut: shortcut(arguments)?,
+            trusted_roots: arguments.trusted_root.clone(),
+            require_policy: arguments.require_policy,
+        };
+        Ok(Self { rulebook: Rulebook::load(&Host::this(), &caller)?, claim })
+    }
+
+    /// Whether there is any policy.
+    pub(super) fn has_policies(&self) -> bool {
+        self.rulebook.host.is_some() || self.rulebook.caller.is_some()
+    }
+
+    /// Takes what a mount was claimed to be for the claim, if none was made.
+    pub(super) fn or_claim(&mut self, text: Option<&str>) {
+        // The digest that was written beside it is the mount's own, which is asked about anyway.
+        let name = text.and_then(|text| Name::of_kit(text.split('@').next().unwrap_or_default()).ok());
+        self.claim = self.claim.take().or(name);
     }
 }
 
@@ -66,7 +78,7 @@ fn claim(text: &str) -> Result<Name, CliError> {
 
 fn shortcut(arguments: &Trusting) -> Result<Shortcut, CliError> {
     let key = arguments.key.as_deref().map(|text| {
-        let path = shortcut::key_path(text)?;
+        let path = shortcut::key_path(text).map_err(RuleError::from)?;
         text_of(Path::new(path), limits::KEY_BYTES as u64)
     });
     let rego = arguments.rego.as_deref().map(|path| text_of(path, limits::POLICY_BYTES));
