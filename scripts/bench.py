@@ -37,7 +37,7 @@ def main():
     parser.add_argument("--reader", type=Path, required=True, help="bench-reader, built")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the cold comparison; the others have more")
     parser.add_argument("--mib", type=int, default=2048, help="size of the big file")
-    parser.add_argument("--only", default="warm,cold,start,small", help="which parts, by comma")
+    parser.add_argument("--only", default="warm,cold,start,decision,small", help="which parts, by comma")
     parser.add_argument("--verbose", action="store_true", help="every single figure, to stderr")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -178,6 +178,29 @@ class Bench:
             best, median = min(all_times) * 1e3, statistics.median(all_times) * 1e3
             self.row(f"`kitfs mount` of a cached kit by {how}, to the first byte", f"{best:.1f} ms (median {median:.1f})", None, None, "< 50 ms", best < 50)
         shutil.rmtree(cache)
+
+    def decision(self):
+        """What it costs to decide on a kit of which everything is in the cache already."""
+        signed = Path(__file__).resolve().parent.parent / "tests/fixtures/signed"
+        for case, what in [("key-p256-bundle", "signed by a key"), ("keyless-rekor2", "signed by an identity, logged in Rekor v2")]:
+            layout = self.folder / case
+            layout.mkdir()
+            self.shell(f"tar x -C {layout} -f {signed / case / 'layout.tar'}")
+            reference = json.loads((signed / case / "case.json").read_text())["reference"]
+            cache = self.folder / f"{case}-cache"
+            policy = ["--policy", str(signed / case / "policy.yaml"), "--trusted-root", str(signed / case / "trusted_root.json")]
+            times = {"with": [], "without": []}
+            for turn in range(31):
+                for how, options in [("with", policy), ("without", [])]:
+                    start = time.monotonic()
+                    with self.mount(f"oci:{layout}:{reference}", cache, *options):
+                        # The first brings it into the cache.
+                        if turn > 0:
+                            times[how].append(time.monotonic() - start)
+            cost = {f: f(times["with"]) - f(times["without"]) for f in [min, statistics.median]}
+            best, median = cost[min] * 1e3, cost[statistics.median] * 1e3
+            self.row(f"what the decision adds to the mount of a cached kit {what}", f"{best:.1f} ms (median {median:.1f})", None, None, "< 30 ms", median < 30)
+            shutil.rmtree(cache)
 
     def small(self):
         """Many small files: names and contents, beside a plain folder."""
