@@ -6,6 +6,7 @@
 mod docket;
 mod record;
 mod report;
+pub mod roots;
 mod rules;
 
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::policy::Names;
 pub use docket::{Decision, Docket, Verdict};
 pub use record::{Admission, Counted, DecidedPolicy, NamedRoot};
 pub use report::{AuthorityReport, CandidateReport, PolicyReport, ReasonReport, Report, SetReport, TimeReport};
-pub use rules::{Demand, DemandSigner, RuleError, RuleSet, Rulebook};
+pub use rules::{CallerRules, Demand, DemandSigner, HOST_ROOTS, Host, RuleError, RuleSet, Rulebook};
 
 /// That a kit may be mounted. Made by the decision alone, about one digest, once.
 ///

@@ -179,8 +179,6 @@ pub const KEY_BYTES: usize = 16 << 10;
 pub const DECISION_S: u64 = 60;
 /// Bytes of a trusted root. That of the public good instance has 7 KiB.
 pub const TRUSTED_ROOT_BYTES: u64 = 4 << 20;
-/// Bytes that a compiled regular expression may take.
-pub const PATTERN_BYTES: usize = 1 << 20;
 /// How far a signed time may lie ahead of the host's clock.
 pub const CLOCK_AHEAD: Duration = Duration::from_secs(300);
 /// Bytes of an artifact that `verify-bundle` keeps for signatures that are over bytes and not over their SHA-256. Larger ones are judged
@@ -426,6 +424,8 @@ pub const POLICY_NODES: usize = 50_000;
 pub const POLICY_DEPTH: usize = 24;
 /// Files in a folder of policies.
 pub const POLICY_FILES: usize = 1024;
+/// Trusted roots in a folder of the host's: one for each instance of Sigstore that it trusts.
+pub const TRUSTED_ROOT_FILES: usize = 64;
 /// Bytes of a glob: no name is as long.
 pub const POLICY_GLOB_BYTES: usize = 1024;
 /// Bytes of a regular expression when it is compiled.

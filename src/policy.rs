@@ -7,7 +7,6 @@
 
 pub mod authority;
 pub mod document;
-pub mod expression;
 pub mod host;
 pub mod images;
 pub mod name;

@@ -2,6 +2,7 @@
 //! option or plan can ask for it.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::plan::Lacking;
@@ -19,6 +20,11 @@ pub(crate) fn opening(name: impl FnOnce() -> Vec<u8>) {
     {
         panic!("a test wants a panic at the open of {wanted:?}");
     }
+}
+
+/// The folder that `KITFS_TEST_HOST` wants taken for `/` where the host's policies and trust roots are looked for. Whose they are matters all the same.
+pub(crate) fn host() -> Option<PathBuf> {
+    asked("KITFS_TEST_HOST").map(PathBuf::from)
 }
 
 fn asked(variable: &str) -> Option<OsString> {

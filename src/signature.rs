@@ -8,6 +8,7 @@
 //! [`crate::limits::CLOCK_AHEAD`].
 
 mod bundle;
+pub(crate) mod expression;
 mod identity;
 mod judge;
 mod key;
@@ -20,10 +21,11 @@ mod trusted_root;
 #[cfg(test)]
 mod tests;
 
-pub use identity::{Certificate, Identity, Matcher, PatternError};
+pub use expression::{Expression, ExpressionError};
+pub use identity::{Certificate, Identity, Matcher};
 pub use judge::{About, Content, Expectation, Facts, Forms, SignedBy, Signer, Time, TimeSource, judge, judge_layer};
-pub use key::{KeyError, PublicKey};
+pub use key::{Hash, KeyError, PublicKey};
 pub use legacy::{Layer, LayerKind, Payload};
 pub use reason::{Denial, Reason};
 pub use statement::Statement;
-pub use trusted_root::{Authority, BUILT_IN, Role, RootError, TrustedRoot};
+pub use trusted_root::{Authority, BUILT_IN, Part, Role, RootError, TrustedRoot};

@@ -23,8 +23,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["signature"]),
     ("zstd_safe", &["inflate"]),
     ("pem", &["policy"]),
-    ("regex_automata", &["policy"]),
-    ("regex_syntax", &["policy"]),
+    ("regex_automata", &["policy", "signature"]),
+    ("regex_syntax", &["policy", "signature"]),
     ("regorus", &["policy"]),
     ("saphyr_parser", &["policy"]),
 ];
@@ -54,7 +54,7 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
     ("wire", &[]),
     // What a policy says does not depend on how kits are fetched or shown.
-    ("policy", &["digest", "limits", "oci"]),
+    ("policy", &["digest", "limits", "oci", "signature"]),
 ];
 
 #[test]

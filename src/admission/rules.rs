@@ -1,11 +1,27 @@
 //! Policies with everything that they refer to: keys read, trust roots found. What cannot be found is an error before anything is decided.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::roots::{DEFAULT, Root, Roots, RootsError};
 use crate::digest::Digest;
-use crate::policy::authority::Action;
+use crate::policy::authority::{Action, Authority, Key, PemKind, Signer, Witness};
+use crate::policy::host::HostFiles;
+use crate::policy::set::SetError;
+use crate::policy::shortcut::{Shortcut, ShortcutError};
 use crate::policy::{Policy, Set};
-use crate::signature::{Identity, KeyError, PublicKey, TrustedRoot};
+use crate::rehearsal;
+use crate::signature::{Identity, KeyError, Part, PublicKey, Role, RootError, TrustedRoot};
+
+/// Where a host keeps its policies.
+const HOST_POLICIES: &str = "/etc/kitfs/policy.d";
+/// Where a host keeps its trust roots.
+pub const HOST_ROOTS: &str = "/etc/kitfs/trusted-roots.d";
+/// Addresses of the public good's services, which name its trust root where no name does.
+const PUBLIC: [&str; 2] = ["https://fulcio.sigstore.dev", "https://rekor.sigstore.dev"];
+/// The name of that root.
+const PUBLIC_GOOD: &str = "sigstore-public-good";
 
 /// All that a kit has to meet: the host's policies and the caller's, decided separately.
 #[derive(Debug, Default)]
@@ -14,6 +30,27 @@ pub struct Rulebook {
     pub host: Option<RuleSet>,
     /// The caller's.
     pub caller: Option<RuleSet>,
+    /// A kit for which there is no policy at all is refused.
+    pub require_policy: bool,
+}
+
+/// Where the rules of a host are.
+#[derive(Debug, Clone)]
+pub struct Host {
+    files: HostFiles,
+    policies: PathBuf,
+    roots: PathBuf,
+}
+
+/// The rules that the caller adds to the host's.
+#[derive(Debug, Clone, Default)]
+pub struct CallerRules {
+    /// Files with policies.
+    pub files: Vec<PathBuf>,
+    /// What the short cuts say; nothing, if none was used.
+    pub shortcut: Shortcut,
+    /// Trust roots, each as `[NAME=]FILE`. The host's policies do not see them.
+    pub trusted_roots: Vec<String>,
     /// A kit for which there is no policy at all is refused.
     pub require_policy: bool,
 }
@@ -44,7 +81,7 @@ pub struct Demand {
 /// Who must have signed.
 #[derive(Debug, Clone)]
 pub enum DemandSigner {
-    /// The owner of this key, which may be of a kind that is refused.
+    /// The owner of this key, which may be of a kind that is refused, or of whose signatures only those with one hash count.
     Key(PublicKey),
     /// One of these.
     Identities(Vec<Identity>),
@@ -55,6 +92,21 @@ pub enum DemandSigner {
 /// Why policies cannot be kept to.
 #[derive(Debug, thiserror::Error)]
 pub enum RuleError {
+    /// The host's cannot.
+    #[error("the policies of this host cannot be kept to")]
+    Host(#[source] Box<RuleError>),
+    /// The caller's cannot.
+    #[error("the policies of the command line cannot be kept to")]
+    Caller(#[source] Box<RuleError>),
+    /// A policy does not load.
+    #[error(transparent)]
+    Set(#[from] SetError),
+    /// The short cuts make no policy.
+    #[error(transparent)]
+    Shortcut(#[from] ShortcutError),
+    /// A trust root does not load.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
     /// A key in it is none.
     #[error("policy `{policy}`, authority `{authority}`: the key")]
     Key {
@@ -76,9 +128,96 @@ pub enum RuleError {
         /// The name.
         root: String,
     },
+    /// What it wants of trust roots is not in them.
+    #[error("policy `{policy}`, authority `{authority}`: the trust root `{root}`")]
+    Root {
+        /// The policy.
+        policy: String,
+        /// The authority.
+        authority: String,
+        /// The name.
+        root: String,
+        /// What is wrong with it.
+        #[source]
+        source: RootError,
+    },
+    /// Nothing could say when anything was signed.
+    #[error(
+        "policy `{policy}`, authority `{authority}`: the trust root `{root}` knows no logs, so that certificates count only with a timestamp: `rfc3161timestamp` has to ask for one"
+    )]
+    NoTime {
+        /// The policy.
+        policy: String,
+        /// The authority.
+        authority: String,
+        /// The name.
+        root: String,
+    },
+}
+
+impl Host {
+    /// This one. Neither an option nor a variable says where its rules are, but for tests of debug builds.
+    pub fn this() -> Self {
+        rehearsal::host().map_or_else(|| Self::of(HostFiles::of_this_host()), |top| Self::at(&top))
+    }
+
+    /// One whose `/` is a folder, for tests. Whose its files are matters all the same.
+    pub fn at(top: &Path) -> Self {
+        Self::of(HostFiles::at(top))
+    }
+
+    fn of(files: HostFiles) -> Self {
+        Self { files, policies: HOST_POLICIES.into(), roots: HOST_ROOTS.into() }
+    }
+
+    /// Its trust roots.
+    pub fn roots(&self) -> Result<Roots, RootsError> {
+        Roots::of_host(&self.files, &self.roots)
+    }
+
+    fn rules(&self, roots: &Roots) -> Result<Option<RuleSet>, RuleError> {
+        Set::of_host(&self.files, &self.policies)?.map(|set| RuleSet::load(set, roots)).transpose()
+    }
+}
+
+impl CallerRules {
+    /// Their policies: `None`, if there are none.
+    fn set(&self) -> Result<Option<Set>, RuleError> {
+        let mut set = Set::of_files(&self.files)?;
+        if !self.shortcut.is_empty() {
+            set.push(self.shortcut.policy()?);
+        }
+        Ok(Some(set).filter(|set| !set.policies().is_empty()))
+    }
+}
+
+impl Rulebook {
+    /// All rules of a host and a caller. Everything is read, needed or not: what does not load is never passed over.
+    pub fn load(host: &Host, caller: &CallerRules) -> Result<Self, RuleError> {
+        let of_host = |error| RuleError::Host(Box::new(error));
+        let of_caller = |error| RuleError::Caller(Box::new(error));
+        let host_roots = host.roots().map_err(|error| of_host(error.into()))?;
+        let host_rules = host.rules(&host_roots).map_err(of_host)?;
+        let caller_roots = Roots::of_caller(&caller.trusted_roots).map_err(|error| of_caller(error.into()))?.over(&host_roots);
+        let set = caller.set().map_err(of_caller)?;
+        let caller_rules = set.map(|set| RuleSet::load(set, &caller_roots)).transpose().map_err(of_caller)?;
+        Ok(Self { host: host_rules, caller: caller_rules, require_policy: caller.require_policy })
+    }
 }
 
 impl RuleSet {
+    /// Finds what the policies of a set refer to.
+    pub fn load(set: Set, roots: &Roots) -> Result<Self, RuleError> {
+        let mut known = Known { roots, found: HashMap::new() };
+        let mut demands = Vec::new();
+        for policy in set.policies() {
+            let of_policy =
+                policy.authorities.iter().map(|authority| Asking { policy: &policy.name, authority, known: &mut known }.demand());
+            demands.push(of_policy.collect::<Result<_, _>>()?);
+        }
+        Ok(Self { set, demands })
+    }
+
     /// The policies.
     pub fn set(&self) -> &Set {
         &self.set
@@ -90,3 +229,128 @@ impl RuleSet {
         position.map_or(&[], |position| &self.demands[position])
     }
 }
+
+impl Demand {
+    /// Whether certificates count without a log entry and a promise of one, because those who issue them know no logs.
+    pub fn waives_log(&self) -> bool {
+        matches!(self.signer, DemandSigner::Identities(_)) && !self.log
+    }
+}
+
+/// Trust roots, each looked for once.
+struct Known<'r> {
+    roots: &'r Roots,
+    found: HashMap<String, Option<Root>>,
+}
+
+/// An authority of a policy, while what it refers to is looked for.
+struct Asking<'a, 'r> {
+    policy: &'a str,
+    authority: &'a Authority,
+    known: &'a mut Known<'r>,
+}
+
+/// Those of a trust root that an authority speaks of.
+#[derive(Clone)]
+struct Meant {
+    root: Root,
+    url: Option<String>,
+}
+
+impl Meant {
+    fn part(&self) -> Part<'_> {
+        Part { root: &self.root.root, address: self.url.as_deref() }
+    }
+}
+
+impl Known<'_> {
+    fn get(&mut self, name: &str) -> Option<Root> {
+        self.found.entry(name.to_owned()).or_insert_with(|| self.roots.get(name)).clone()
+    }
+}
+
+impl Asking<'_, '_> {
+    fn demand(mut self) -> Result<Demand, RuleError> {
+        let Authority { log, timestamp, .. } = self.authority;
+        match &self.authority.signer {
+            Signer::Key(key) => {
+                let signer = DemandSigner::Key(self.key(key)?);
+                // A key needs no root but for what the policy wants beside it.
+                let logs = log.as_ref().map(|log| self.meant(log, None)).transpose()?;
+                let stamps = timestamp.as_ref().map(|timestamp| self.meant(timestamp, None)).transpose()?;
+                self.composed(signer, None, logs, stamps, log.is_some())
+            }
+            Signer::Keyless(keyless) => {
+                let first = self.meant(&keyless.root, None)?;
+                let all = Witness::default();
+                let logs = self.meant(log.as_ref().unwrap_or(&all), Some(&first.root))?;
+                let stamps = self.meant(timestamp.as_ref().unwrap_or(&all), Some(&first.root))?;
+                let waived = first.root.root.logs_nothing() && log.is_none();
+                if waived && timestamp.is_none() {
+                    let (policy, authority) = self.names();
+                    return Err(RuleError::NoTime { policy, authority, root: first.root.name });
+                }
+                let signer = DemandSigner::Identities(keyless.identities.clone());
+                self.composed(signer, Some(first), Some(logs), Some(stamps), !waived)
+            }
+            Signer::Static(action) => self.composed(DemandSigner::Static(*action), None, None, None, false),
+        }
+    }
+
+    fn names(&self) -> (String, String) {
+        (self.policy.to_owned(), self.authority.name.clone())
+    }
+
+    fn key(&self, key: &Key) -> Result<PublicKey, RuleError> {
+        let read = match key.kind {
+            PemKind::PublicKey => PublicKey::from_der(&key.der),
+            PemKind::RsaPublicKey => PublicKey::from_pkcs1_der(&key.der),
+        };
+        let (policy, authority) = self.names();
+        read.map(|read| read.only(key.hash)).map_err(|source| RuleError::Key { policy, authority, source })
+    }
+
+    /// What a witness speaks of: in the root that it names, or in `first`, or in the default one.
+    fn meant(&mut self, witness: &Witness, first: Option<&Root>) -> Result<Meant, RuleError> {
+        let url = witness.url.clone();
+        let name = match (&witness.trust_root, first) {
+            (Some(name), _) => name,
+            (None, Some(first)) => return Ok(Meant { root: first.clone(), url }),
+            (None, None) => DEFAULT,
+        };
+        let is_public = witness.trust_root.is_none() && url.as_deref().is_some_and(|url| PUBLIC.contains(&url));
+        let root = self.known.get(name).or_else(|| is_public.then(|| self.known.get(PUBLIC_GOOD)).flatten());
+        let (policy, authority) = self.names();
+        let root = root.ok_or_else(|| RuleError::NoRoot { policy, authority, root: name.to_owned() })?;
+        Ok(Meant { root, url })
+    }
+
+    fn composed(
+        &self,
+        signer: DemandSigner,
+        certificates: Option<Meant>,
+        logs: Option<Meant>,
+        stamps: Option<Meant>,
+        log: bool,
+    ) -> Result<Demand, RuleError> {
+        let [of_certificates, of_logs, of_stamps] = [&certificates, &logs, &stamps].map(|meant| meant.as_ref().map(Meant::part));
+        let root = TrustedRoot::composed(of_certificates, of_logs, of_stamps).map_err(|source| {
+            let meant = match &source {
+                RootError::Address { role: Role::Log, .. } => &logs,
+                RootError::Address { role: Role::TimestampAuthority, .. } => &stamps,
+                _ => &certificates,
+            };
+            let (policy, authority) = self.names();
+            let root = meant.as_ref().map(|meant| meant.root.name.clone()).unwrap_or_default();
+            RuleError::Root { policy, authority, root, source }
+        })?;
+        let used = [certificates, logs, stamps].into_iter().flatten().map(|meant| (meant.root.name, meant.root.root.digest()));
+        let mut roots: Vec<(String, Digest)> = used.collect();
+        roots.sort();
+        roots.dedup();
+        Ok(Demand { signer, root: Arc::new(root), roots, log, timestamp: self.authority.timestamp.is_some() })
+    }
+}
+
+#[cfg(test)]
+mod tests;

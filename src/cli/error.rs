@@ -6,7 +6,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::report::Exit;
-use crate::admission::{NotAdmitted, RuleError};
+use crate::admission::roots::{DEFAULT, RootsError};
+use crate::admission::{HOST_ROOTS, NotAdmitted, RuleError};
 use crate::daemon::StartError;
 use crate::digest::DigestError;
 use crate::failure::ErrorClass;
@@ -18,7 +19,7 @@ use crate::policy::set::SetError;
 use crate::preflight::PreflightError;
 use crate::resolve::{ChoiceError, ResolveError};
 use crate::run::RunError;
-use crate::signature::{Denial, KeyError, Reason, RootError};
+use crate::signature::{Denial, KeyError, Reason};
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::tree::TreeError;
@@ -85,18 +86,9 @@ pub(crate) enum CliError {
         #[source]
         source: KeyError,
     },
-    /// The trusted root cannot be used.
-    #[error("the trusted root `{name}` cannot be used")]
-    TrustedRoot {
-        /// Its name, or the file.
-        name: String,
-        /// What is wrong with it.
-        #[source]
-        source: RootError,
-    },
-    /// Two trusted roots were given under one name.
-    #[error("there are two trusted roots `{0}`")]
-    TwoRoots(String),
+    /// The trusted root of a bundle cannot be used.
+    #[error(transparent)]
+    TrustedRoot(RootsError),
     /// The bundle does not count.
     #[error("not verified ({})", .0.reason)]
     NotVerified(#[source] Denial),
@@ -118,10 +110,7 @@ pub(crate) enum CliError {
     /// A mount was not taken down.
     #[error(transparent)]
     Umount(#[from] UmountError),
-    /// A policy cannot be loaded.
-    #[error(transparent)]
-    Policy(#[from] SetError),
-    /// What a kit has to meet cannot be loaded.
+    /// Policies or what they refer to cannot be loaded.
     #[error(transparent)]
     Rules(#[from] RuleError),
     /// A file that says what is trusted cannot be used.
@@ -168,8 +157,6 @@ impl CliError {
         match self {
             Self::Reference(_)
             | Self::Digest(_)
-            | Self::TwoRoots(_)
-            | Self::Policy(_)
             | Self::Rules(_)
             | Self::TrustFile { .. }
             | Self::Claim { .. }
@@ -187,7 +174,7 @@ impl CliError {
             | Self::Folder { .. }
             | Self::File { .. }
             | Self::Key { .. }
-            | Self::TrustedRoot { .. }
+            | Self::TrustedRoot(_)
             | Self::NotVerified(_)
             | Self::NoSuchMount { .. }
             | Self::Run(_)
@@ -211,7 +198,7 @@ impl CliError {
             ],
             Self::Resolve(error) => hints_of_resolve(error),
             Self::Store(error) | Self::Layers { source: error, .. } => hints_of_store(error),
-            Self::Policy(error) => hints_of_policy(error),
+            Self::Rules(error) => hints_of_rules(error),
             Self::NoCacheDir => vec!["name a folder on a local disk with `--cache-dir`".into()],
             Self::NoSuchMount { .. } => vec!["`kitfs status` lists the mounts".into()],
             Self::Preflight(error) => error.hint().into_iter().map(Cow::from).collect(),
@@ -223,15 +210,13 @@ impl CliError {
             Self::NotVerified(denial) => hints_of_denial(denial.reason),
             Self::Digest(_) => vec!["it is `sha256:` and 64 lower-case hex characters; a file of such a name is `./sha256:…`".into()],
             Self::Key { .. } => vec!["`cosign public-key --key …` prints the public key of a key".into()],
-            Self::TwoRoots(_) => vec!["give each a name of its own: `--trusted-root NAME=FILE`".into()],
             Self::ClaimedDigest(_) => vec!["leave the `@` and what follows it out".into()],
             Self::NoPolicy => {
                 vec!["name a policy with `--policy FILE`, or a signer; `--allow-no-policy` tells what is attached to the kit all the same".into()]
             }
-            Self::Rules(_)
-            | Self::TrustFile { .. }
+            Self::TrustFile { .. }
             | Self::Claim { .. }
-            | Self::TrustedRoot { .. }
+            | Self::TrustedRoot(_)
             | Self::File { .. }
             | Self::Tree(_)
             | Self::Folder { .. }
@@ -274,6 +259,25 @@ fn exit_of(class: ErrorClass) -> Exit {
 /// What a supervisor says that the command is to end with.
 fn exit_of_code(code: u8) -> Exit {
     [Exit::Usage, Exit::Content, Exit::Missing].into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failed)
+}
+
+fn hints_of_rules(error: &RuleError) -> Vec<Cow<'static, str>> {
+    match error {
+        RuleError::Host(error) | RuleError::Caller(error) => hints_of_rules(error),
+        RuleError::Set(error) => hints_of_policy(error),
+        RuleError::Roots(RootsError::Twice(_)) => vec!["give each a name of its own: `--trusted-root NAME=FILE`".into()],
+        RuleError::NoRoot { root, .. } => {
+            let name = if root == DEFAULT { String::new() } else { format!("{root}=") };
+            vec![
+                format!(
+                    "the policies of a command see what `--trusted-root {name}FILE` names, those of the host `{HOST_ROOTS}/{root}.json`"
+                )
+                .into(),
+            ]
+        }
+        RuleError::Root { .. } | RuleError::NoTime { .. } => vec!["`kitfs trust show` says whom trusted roots trust, and where".into()],
+        RuleError::Shortcut(_) | RuleError::Roots(_) | RuleError::Key { .. } => Vec::new(),
+    }
 }
 
 fn hints_of_policy(error: &SetError) -> Vec<Cow<'static, str>> {

@@ -9,10 +9,11 @@ use super::args::{Policy as Arguments, PolicyCheck, PolicyCommand};
 use super::error::CliError;
 use super::print;
 use super::report::{self, Exit, escaped};
-use crate::policy::authority::{Action, Authority, Format, Keyless, PemKind, Signer, Wanted, Witness};
+use crate::policy::authority::{Action, Authority, Format, Keyless, PemKind, Signer, Witness};
 use crate::policy::rego::Rule;
 use crate::policy::set::of_file;
 use crate::policy::{Mode, Policy};
+use crate::signature::{Identity, Matcher};
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, CliError> {
     match &arguments.command {
@@ -27,7 +28,7 @@ fn check(arguments: &PolicyCheck) -> Result<Exit, CliError> {
         match of_file(path) {
             Ok(policies) => files.push(File::new(path, &policies)),
             // All of them are looked at, so that one run tells all that is wrong.
-            Err(error) => exit = exit.max(report::error(&CliError::Policy(error))),
+            Err(error) => exit = exit.max(report::error(&CliError::Rules(error.into()))),
         }
     }
     let shown = if arguments.json { report::json(&files)? } else { files.iter().map(File::text).collect() };
@@ -298,12 +299,12 @@ impl Place {
 }
 
 impl ShownIdentity {
-    fn new(identity: &crate::policy::authority::Identity) -> Self {
-        let is_expression = |wanted: &Wanted| matches!(wanted, Wanted::Matching(_));
+    fn new(identity: &Identity) -> Self {
+        let is_expression = |wanted: &Matcher| matches!(wanted, Matcher::Pattern(_));
         Self {
-            issuer: identity.issuer.to_string(),
+            issuer: identity.issuer.as_str().to_owned(),
             issuer_is_expression: is_expression(&identity.issuer),
-            subject: identity.subject.to_string(),
+            subject: identity.subject.as_str().to_owned(),
             subject_is_expression: is_expression(&identity.subject),
         }
     }

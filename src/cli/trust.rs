@@ -1,17 +1,16 @@
 //! `kitfs trust`: whom trusted roots trust.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use jiff::Timestamp;
 
 use super::args::{Trust, TrustCommand, TrustShow};
 use super::error::CliError;
+use super::print;
 use super::report::{self, Exit, escaped};
-use super::{document, print};
-use crate::limits;
-use crate::signature::{Authority, BUILT_IN, Role, TrustedRoot};
+use crate::admission::roots::{Root, Roots};
+use crate::admission::{Host, RuleError};
+use crate::signature::{Authority, BUILT_IN, Role};
 
 pub(super) fn run(arguments: &Trust) -> Result<Exit, CliError> {
     match &arguments.command {
@@ -20,21 +19,19 @@ pub(super) fn run(arguments: &Trust) -> Result<Exit, CliError> {
 }
 
 fn show(arguments: &TrustShow) -> Result<Exit, CliError> {
-    let texts: Vec<&str> = match arguments.trusted_root.as_slice() {
-        [] => BUILT_IN.to_vec(),
-        given => given.iter().map(String::as_str).collect(),
+    let roots: Vec<Root> = if arguments.trusted_root.is_empty() {
+        let host = Host::this().roots().map_err(RuleError::from)?;
+        let built_in = BUILT_IN.into_iter().filter_map(|name| Roots::default().get(name));
+        // A file of the host's replaces what is built in under its name; that is told of all the same.
+        host.given().cloned().chain(built_in).collect()
+    } else {
+        Roots::of_caller(&arguments.trusted_root).map_err(RuleError::from)?.given().cloned().collect()
     };
-    let mut names = HashSet::new();
     let mut shown = String::new();
     let now = Timestamp::now();
-    for text in texts {
-        let (name, place) = named(text);
-        if !names.insert(name) {
-            return Err(CliError::TwoRoots(name.to_owned()));
-        }
-        let root = read(place)?;
+    for Root { name, origin, root } in roots {
         // Writing into a String cannot fail.
-        _ = writeln!(shown, "{} {}", escaped(name), root.digest());
+        _ = writeln!(shown, "{} {}\n  {}", escaped(&name), root.digest(), escaped(&origin.to_string()));
         let authorities = root.authorities();
         authorities.iter().for_each(|authority| line(&mut shown, authority, now));
         for role in [Role::CertificateAuthority, Role::CertificateLog, Role::Log, Role::TimestampAuthority] {
@@ -53,42 +50,4 @@ fn line(shown: &mut String, authority: &Authority, now: Timestamp) {
     let (start, end) = (time(authority.start), time(authority.end));
     // Writing into a String cannot fail.
     _ = writeln!(shown, "  {:<21} {state:<6} {start} to {end}  {}", authority.role.name(), escaped(&authority.address));
-}
-
-/// Name and place of `[NAME=]FILE`. What is built in has its own name, unless it is given another.
-fn named(text: &str) -> (&str, &str) {
-    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    match text.split_once('=') {
-        Some((name, place)) if is_name(name) => (name, place),
-        _ if BUILT_IN.contains(&text) => (text, text),
-        _ => ("trusted-root", text),
-    }
-}
-
-/// The trusted root in a file, or the one that is built in under that name.
-pub(super) fn read(place: &str) -> Result<TrustedRoot, CliError> {
-    if let Some(root) = TrustedRoot::built_in(place) {
-        return Ok(root);
-    }
-    let bytes = document(Path::new(place), limits::TRUSTED_ROOT_BYTES)?;
-    TrustedRoot::read(&bytes).map_err(|source| CliError::TrustedRoot { name: place.to_owned(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_stands_before_the_first_equals_sign() {
-        for (text, name, place) in [
-            ("f.json", "trusted-root", "f.json"),
-            ("ours=f.json", "ours", "f.json"),
-            ("ours=a=b", "ours", "a=b"),
-            ("./a=b", "trusted-root", "./a=b"),
-            ("github", "github", "github"),
-            ("ours=github", "ours", "github"),
-        ] {
-            assert_eq!(named(text), (name, place), "{text}");
-        }
-    }
 }

@@ -10,8 +10,8 @@ use crate::admission::{CallerRules, Host, RuleError, Rulebook};
 use crate::gate::{AdmittedKits, Gate, Passage, Search};
 use crate::limits;
 use crate::oci::Reference;
-use crate::policy::shortcut::{self, Shortcut};
 use crate::policy::Name;
+use crate::policy::shortcut::{self, Shortcut};
 
 /// What a kit has to meet.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use super::args::VerifyBundle;
 use super::error::CliError;
 use super::report::{Exit, escaped};
-use super::{document, print, trust};
+use super::{document, print};
+use crate::admission::roots;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::limits;
 use crate::signature::{About, Content, Expectation, Facts, Forms, Identity, Matcher, PublicKey, SignedBy, Signer, judge};
@@ -28,7 +29,7 @@ pub(super) fn run(arguments: &VerifyBundle) -> Result<Exit, CliError> {
         forms: Forms::All,
     };
     let (digest, artifact) = artifact(&arguments.artifact)?;
-    let root = trust::read(&arguments.trusted_root)?;
+    let root = roots::at(&arguments.trusted_root).map_err(CliError::TrustedRoot)?.1;
     let bundle = document(&arguments.bundle, limits::BUNDLE_BYTES)?;
     let about = About { digest, artifact: artifact.as_deref() };
     let facts = judge(&bundle, &about, &expectation, &root, Timestamp::now()).map_err(CliError::NotVerified)?;

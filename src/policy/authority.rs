@@ -1,11 +1,10 @@
 //! Authorities: who has to have signed, and what has to stand beside the signature.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use super::expression::Expression;
 use super::name::Name;
 use super::rego::Rule;
+use crate::signature::{Hash, Identity};
 
 /// One of those of a policy that are enough.
 #[derive(Debug, Clone)]
@@ -49,7 +48,7 @@ pub struct Key {
     /// What stands between the lines, decoded.
     pub der: Vec<u8>,
     /// The only hash that counts.
-    pub hash: Option<HashAlgorithm>,
+    pub hash: Option<Hash>,
 }
 
 /// What a PEM block says that it is.
@@ -81,19 +80,6 @@ pub enum KeyError {
     Empty,
 }
 
-/// Hashes that a key's signatures may be limited to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HashAlgorithm {
-    /// SHA-224.
-    Sha224,
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
-
 /// Certificates of a CA of a trust root.
 #[derive(Debug, Clone)]
 pub struct Keyless {
@@ -101,24 +87,6 @@ pub struct Keyless {
     pub identities: Vec<Identity>,
     /// Where CAs and logs are looked for.
     pub root: Witness,
-}
-
-/// Whom a certificate names, and who says so.
-#[derive(Debug, Clone)]
-pub struct Identity {
-    /// The identity provider.
-    pub issuer: Wanted,
-    /// The address of person or program.
-    pub subject: Wanted,
-}
-
-/// A text as it has to be.
-#[derive(Debug, Clone)]
-pub enum Wanted {
-    /// This one.
-    Exactly(String),
-    /// One that matches from end to end.
-    Matching(Expression),
 }
 
 /// A part of a trust root: all of its kind in it, or those of one address.
@@ -186,7 +154,7 @@ pub(super) fn predicate_type(text: &str) -> Option<String> {
 
 impl Key {
     /// Takes a public key in PEM, and nothing beside it.
-    pub fn new(text: &str, hash: Option<HashAlgorithm>) -> Result<Self, KeyError> {
+    pub fn new(text: &str, hash: Option<Hash>) -> Result<Self, KeyError> {
         let blocks = pem::parse_many(text).map_err(|error| KeyError::Pem(error.to_string()))?;
         let [block] = &blocks[..] else { return Err(KeyError::Blocks(blocks.len())) };
         let bare = text.trim();
@@ -202,48 +170,6 @@ impl Key {
             return Err(KeyError::Empty);
         }
         Ok(Self { pem: text.to_owned(), kind, der: block.contents().to_vec(), hash })
-    }
-}
-
-impl Wanted {
-    /// Whether a certificate's text is the wanted one. An empty text never is.
-    pub fn matches(&self, text: &str) -> bool {
-        match self {
-            Self::Exactly(wanted) => !text.is_empty() && wanted == text,
-            Self::Matching(expression) => expression.matches(text),
-        }
-    }
-}
-
-impl Identity {
-    /// Whether a certificate's subject and issuer are the wanted ones.
-    pub fn matches(&self, issuer: &str, subject: &str) -> bool {
-        self.issuer.matches(issuer) && self.subject.matches(subject)
-    }
-}
-
-impl fmt::Display for Wanted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exactly(text) => f.write_str(text),
-            Self::Matching(expression) => write!(f, "/{}/", expression.as_str()),
-        }
-    }
-}
-
-impl HashAlgorithm {
-    /// All, by the names that policies have for them.
-    pub(super) const NAMES: [(&str, Self); 4] =
-        [("sha224", Self::Sha224), ("sha256", Self::Sha256), ("sha384", Self::Sha384), ("sha512", Self::Sha512)];
-
-    /// As policies name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sha224 => "sha224",
-            Self::Sha256 => "sha256",
-            Self::Sha384 => "sha384",
-            Self::Sha512 => "sha512",
-        }
     }
 }
 
@@ -309,17 +235,5 @@ mod tests {
         ] {
             assert_eq!(predicate_type(text).as_deref(), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn an_identity_is_never_empty() {
-        let exactly = |text: &str| Wanted::Exactly(text.into());
-        let identity = Identity { issuer: exactly("https://i"), subject: Wanted::Matching(Expression::new(".*").expect("an expression")) };
-        for (issuer, subject, expected) in
-            [("https://i", "a", true), ("https://i", "", false), ("https://i/", "a", false), ("", "a", false)]
-        {
-            assert_eq!(identity.matches(issuer, subject), expected, "{issuer} {subject}");
-        }
-        assert!(!exactly("").matches(""));
     }
 }

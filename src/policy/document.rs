@@ -5,16 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use super::authority::{
-    Action, Attestation, Authority, Format, HashAlgorithm, Identity, Key, KeyError, Keyless, Signer, Wanted, Witness, predicate_type,
-};
-use super::expression::{Expression, ExpressionError};
+use super::authority::{Action, Attestation, Authority, Format, Key, KeyError, Keyless, Signer, Witness, predicate_type};
 use super::images::{Glob, GlobError};
 use super::name::{Name, NameError};
 use super::rego::{Place, RegoError, Rule};
 use super::yaml::{self, Node, Value, YamlError};
 use crate::digest::{Algorithm, Digest};
 use crate::limits;
+use crate::signature::{ExpressionError, Hash, Identity, Matcher};
 
 /// One policy.
 #[derive(Debug, Clone)]
@@ -307,7 +305,7 @@ fn authority(field: Field<'_>, position: usize) -> Result<Authority, DocumentErr
 fn key(field: Field<'_>) -> Result<Key, DocumentError> {
     let members = field.members(&["data", "hashAlgorithm"])?;
     let data = members.required("data")?;
-    let hash = members.get("hashAlgorithm").map(|hash| hash.word(&HashAlgorithm::NAMES)).transpose()?;
+    let hash = members.get("hashAlgorithm").map(|hash| hash.word(&Hash::NAMES)).transpose()?;
     Key::new(data.text()?, hash).map_err(|error| data.error(error))
 }
 
@@ -321,10 +319,10 @@ fn keyless(field: Field<'_>) -> Result<Keyless, DocumentError> {
     Ok(Keyless { identities: identities.collect::<Result<_, _>>()?, root: in_root(&members)? })
 }
 
-fn wanted(identity: &Members<'_>, exact: &str, expression: &str, both: &'static str) -> Result<Wanted, DocumentError> {
+fn wanted(identity: &Members<'_>, exact: &str, expression: &str, both: &'static str) -> Result<Matcher, DocumentError> {
     match (identity.get(exact), identity.get(expression)) {
-        (Some(field), None) => Ok(Wanted::Exactly(field.text()?.to_owned())),
-        (None, Some(field)) => Ok(Wanted::Matching(Expression::new(field.text()?).map_err(|error| field.error(error))?)),
+        (Some(field), None) => Ok(Matcher::Exact(field.text()?.to_owned())),
+        (None, Some(field)) => Matcher::pattern(field.text()?).map_err(|error| field.error(error)),
         _ => Err(identity.of.error(FieldError::OneOf(both))),
     }
 }

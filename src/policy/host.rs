@@ -121,7 +121,12 @@ enum Found {
 impl HostFiles {
     /// Those of this host: root's, and the caller's own where kitfs does not run as root.
     pub fn of_this_host() -> Self {
-        Self::below(Path::new("/"), rustix::process::geteuid().as_raw())
+        Self::at(Path::new("/"))
+    }
+
+    /// Those of a host whose `/` is the folder `top`, for tests: looked at all the same.
+    pub fn at(top: &Path) -> Self {
+        Self::below(top, rustix::process::geteuid().as_raw())
     }
 
     fn below(top: &Path, caller: u32) -> Self {

@@ -8,7 +8,6 @@ use std::fmt;
 use regex_automata::meta;
 use regex_syntax::hir::{Hir, Repetition};
 
-use super::expression;
 use super::name::{self, DOCKER_LIBRARY, Name};
 use crate::limits;
 
@@ -60,7 +59,7 @@ impl Glob {
             return Ok(Self { text: text.to_owned(), patterns: None });
         }
         let patterns = normalised(text)?.into_iter().map(|pattern| {
-            let compiled = expression::whole(hir(&pattern)).ok_or(GlobError::TooLong(text.len()))?;
+            let compiled = crate::signature::expression::whole(hir(&pattern)).ok_or(GlobError::TooLong(text.len()))?;
             Ok((pattern, compiled))
         });
         Ok(Self { text: text.to_owned(), patterns: Some(patterns.collect::<Result<_, _>>()?) })

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::authority::{Attestation, Authority, Identity, Key, KeyError, Keyless, Signer, Wanted, Witness, predicate_type};
+use super::authority::{Attestation, Authority, Key, KeyError, Keyless, Signer, Witness, predicate_type};
 use super::document::{Mode, Policy};
-use super::expression::{Expression, ExpressionError};
 use super::images::Glob;
 use super::rego::{Place, RegoError, Rule};
 use crate::digest::{Algorithm, Digest};
+use crate::signature::{ExpressionError, Identity, Matcher};
 
 /// What was typed, with files read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -174,12 +174,12 @@ impl Shortcut {
     }
 }
 
-fn wanted(option: &'static str, exact: Option<&str>, expression: Option<&str>) -> Result<Wanted, ShortcutError> {
+fn wanted(option: &'static str, exact: Option<&str>, expression: Option<&str>) -> Result<Matcher, ShortcutError> {
     match (exact, expression) {
         (Some(_), Some(_)) => Err(ShortcutError::Twice(option)),
         (Some(""), None) => Err(ShortcutError::Empty(option)),
-        (Some(text), None) => Ok(Wanted::Exactly(text.to_owned())),
-        (None, Some(text)) => Ok(Wanted::Matching(Expression::new(text).map_err(|error| ShortcutError::Expression(option, error))?)),
+        (Some(text), None) => Ok(Matcher::Exact(text.to_owned())),
+        (None, Some(text)) => Matcher::pattern(text).map_err(|error| ShortcutError::Expression(option, error)),
         (None, None) => Err(ShortcutError::Half(option)),
     }
 }
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(authority.annotations, BTreeMap::from([("stage".to_owned(), "prod=1".to_owned())]));
         let policy = by_identity().policy().expect("a policy");
         let [Authority { signer: Signer::Keyless(keyless), log: Some(_), .. }] = &policy.authorities[..] else { panic!("{policy:?}") };
-        assert!(keyless.identities[0].matches("https://i.test", "a@b.test"));
+        assert!(keyless.identities[0].issuer.matches("https://i.test") && keyless.identities[0].subject.matches("a@b.test"));
         let by_expression = Shortcut { identity: None, identity_regexp: some(".*@b\\.test"), ..by_identity() };
         assert!(by_expression.policy().is_ok());
     }

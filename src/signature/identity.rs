@@ -1,7 +1,6 @@
 //! Who signed, as a certificate says it, and who was wanted.
 
 use jiff::Timestamp;
-use regex::{Regex, RegexBuilder};
 use sigstore_crypto::{FulcioCiClaims, parse_certificate_info};
 use sigstore_verify::types::DerCertificate;
 use x509_cert::der::asn1::ObjectIdentifier;
@@ -9,10 +8,10 @@ use x509_cert::der::{Decode as _, oid::AssociatedOid as _};
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
+use super::expression::{Expression, ExpressionError};
 use super::key::PublicKey;
 use super::log::moment;
 use super::reason::{Denial, Reason};
-use crate::limits;
 
 /// The extension with the promises of certificate logs (RFC 6962).
 const SCT_LIST: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.11129.2.4.2");
@@ -26,47 +25,35 @@ pub struct Identity {
     pub issuer: Matcher,
 }
 
-/// What a text must be.
+/// What a text must be. Nothing is nothing that could be wanted.
 #[derive(Debug, Clone)]
 pub enum Matcher {
     /// Exactly this.
     Exact(String),
     /// Something that a regular expression matches as a whole.
-    Pattern {
-        /// As it was written.
-        text: String,
-        /// Compiled so that it matches whole texts only.
-        whole: Regex,
-    },
-}
-
-/// Why an expression is none.
-#[derive(Debug, thiserror::Error)]
-#[error("`{pattern}` is no regular expression")]
-pub struct PatternError {
-    pattern: String,
-    #[source]
-    source: regex::Error,
+    Pattern(Expression),
 }
 
 impl Matcher {
-    /// A regular expression (RE2 syntax), which has to match the whole of a text.
-    pub fn pattern(text: &str) -> Result<Self, PatternError> {
-        let of = |text: &str| RegexBuilder::new(text).size_limit(limits::PATTERN_BYTES).build();
-        let failed = |source| PatternError { pattern: text.to_owned(), source };
-        // Compiled alone first: `a)|(b` would else get around the anchors.
-        of(text).map_err(failed)?;
-        let whole = of(&format!(r"\A(?:{text})\z")).map_err(failed)?;
-        Ok(Self::Pattern { text: text.to_owned(), whole })
+    /// A regular expression, which has to match the whole of a text.
+    pub fn pattern(text: &str) -> Result<Self, ExpressionError> {
+        Expression::new(text).map(Self::Pattern)
     }
 
-    /// Whether `text` is what is wanted. Nothing is nothing that could be wanted.
+    /// Whether `text` is what is wanted.
     pub fn matches(&self, text: &str) -> bool {
-        !text.is_empty()
-            && match self {
-                Self::Exact(wanted) => text == wanted,
-                Self::Pattern { whole, .. } => whole.is_match(text),
-            }
+        match self {
+            Self::Exact(wanted) => !text.is_empty() && text == wanted,
+            Self::Pattern(expression) => expression.matches(text),
+        }
+    }
+
+    /// The text or the expression, as it was written.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Exact(text) => text,
+            Self::Pattern(expression) => expression.as_str(),
+        }
     }
 }
 
@@ -74,7 +61,7 @@ impl std::fmt::Display for Matcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Exact(text) => f.write_str(text),
-            Self::Pattern { text, .. } => write!(f, "what matches {text}"),
+            Self::Pattern(expression) => write!(f, "what matches {}", expression.as_str()),
         }
     }
 }

@@ -204,6 +204,11 @@ impl Case<'_> {
                 Denial::because(Reason::WrongKey, format!("it is not signed by the wanted key, {}", key.fingerprint()))
             };
         };
+        let hash = kind.hash(self.layer.is_some());
+        if let Some(only) = key.hash().filter(|only| *only != hash) {
+            let message = format!("it is signed with {}, and of this key only signatures with {} count", hash.name(), only.name());
+            return Denial::because(Reason::DigestAlgorithm, message);
+        }
         let (statement, payload) = self.said()?;
         let mut times = Vec::new();
         if self.expectation.timestamp {

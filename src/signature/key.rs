@@ -6,16 +6,36 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use sha2::Digest as _;
 use sigstore_crypto::{KeyAlgorithm, SigningScheme, validate_raw_public_key, verify_signature};
 use sigstore_verify::types::{DerPublicKey, SignatureBytes};
-use x509_cert::spki::SubjectPublicKeyInfoRef;
+use x509_cert::der::asn1::{BitString, Null, ObjectIdentifier, UintRef};
+use x509_cert::der::{Decode as _, Encode as _, Reader as _, SliceReader};
+use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef};
 
 use crate::digest::{Algorithm, Digest};
 use crate::limits;
+
+/// rsaEncryption.
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
 /// A public key, well-formed but not necessarily of a kind that is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
     spki: DerPublicKey,
     kind: Result<Kind, String>,
+    /// The only hash that signatures with it may have.
+    hash: Option<Hash>,
+}
+
+/// The hash of a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// SHA-224, which no signature that is taken has.
+    Sha224,
+    /// SHA-256.
+    Sha256,
+    /// SHA-384.
+    Sha384,
+    /// SHA-512.
+    Sha512,
 }
 
 /// The kinds of keys that are taken.
@@ -63,7 +83,35 @@ impl PublicKey {
     pub(super) fn from_spki(spki: DerPublicKey) -> Result<Self, x509_cert::spki::Error> {
         let info = SubjectPublicKeyInfoRef::try_from(spki.as_bytes())?;
         let kind = kind(&spki, &info);
-        Ok(Self { spki, kind })
+        Ok(Self { spki, kind, hash: None })
+    }
+
+    /// Takes a key in DER: a SubjectPublicKeyInfo, as in a PEM block `PUBLIC KEY`.
+    pub fn from_der(der: &[u8]) -> Result<Self, KeyError> {
+        Self::from_spki(der.to_vec().into()).map_err(KeyError::Der)
+    }
+
+    /// Takes an RSA key in DER: an RSAPublicKey of PKCS#1, as in a PEM block `RSA PUBLIC KEY`.
+    pub fn from_pkcs1_der(der: &[u8]) -> Result<Self, KeyError> {
+        let spki = || {
+            // Modulus and exponent, and nothing else.
+            let mut reader = SliceReader::new(der)?;
+            reader.sequence(|reader| UintRef::decode(reader).and_then(|_| UintRef::decode(reader)).map(drop))?;
+            reader.finish(())?;
+            let algorithm = AlgorithmIdentifierOwned { oid: RSA_ENCRYPTION, parameters: Some(Null.into()) };
+            SubjectPublicKeyInfoOwned { algorithm, subject_public_key: BitString::from_bytes(der)? }.to_der()
+        };
+        Self::from_der(&spki().map_err(|error| KeyError::Der(error.into()))?)
+    }
+
+    /// The same key, of whose signatures only those with this hash count.
+    pub fn only(self, hash: Option<Hash>) -> Self {
+        Self { hash, ..self }
+    }
+
+    /// The only hash that signatures with it may have.
+    pub fn hash(&self) -> Option<Hash> {
+        self.hash
     }
 
     /// Why keys like this one are refused, if they are.
@@ -109,6 +157,22 @@ impl PublicKey {
     }
 }
 
+impl Hash {
+    /// All, by the names that policies have for them.
+    pub(crate) const NAMES: [(&str, Self); 4] =
+        [("sha224", Self::Sha224), ("sha256", Self::Sha256), ("sha384", Self::Sha384), ("sha512", Self::Sha512)];
+
+    /// As policies name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha224 => "sha224",
+            Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
+            Self::Sha512 => "sha512",
+        }
+    }
+}
+
 /// How a signature was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
@@ -118,6 +182,15 @@ pub(super) enum Scheme {
 }
 
 impl Kind {
+    /// The hash that signatures with keys of this kind have. Ed25519 has its own in it, prehashed or not.
+    pub(super) fn hash(self, legacy: bool) -> Hash {
+        match self {
+            Self::P384 if !legacy => Hash::Sha384,
+            Self::P256 | Self::P384 | Self::Rsa => Hash::Sha256,
+            Self::Ed25519 => Hash::Sha512,
+        }
+    }
+
     /// How keys of this kind sign in a bundle.
     pub(super) fn scheme(self) -> SigningScheme {
         match self {

@@ -23,6 +23,9 @@ const MEDIA_TYPES: [&str; 3] = [
     "application/vnd.dev.sigstore.trustedroot.v0.2+json",
 ];
 
+/// A trusted root with nobody in it.
+const EMPTY: &str = r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot+json;version=0.1"}"#;
+
 /// A trusted root, ready to verify with.
 pub struct TrustedRoot {
     digest: Digest,
@@ -50,6 +53,23 @@ pub enum RootError {
     /// A key, a certificate or a window in it cannot be used.
     #[error("the trusted root cannot be used")]
     Unusable(#[source] Box<sigstore_verify::Error>),
+    /// It was to be narrowed to an address that nobody in it has.
+    #[error("it has no {} at {address}", role.name())]
+    Address {
+        /// Who was looked for.
+        role: Role,
+        /// Where.
+        address: String,
+    },
+}
+
+/// A trusted root, of which those of one sort are meant: all, or those with one address.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The root.
+    pub root: &'a TrustedRoot,
+    /// The address, if it matters. A slash at its end does not.
+    pub address: Option<&'a str>,
 }
 
 /// What somebody in a trusted root is believed for.
@@ -115,16 +135,37 @@ impl TrustedRoot {
         if !MEDIA_TYPES.contains(&parsed.media_type.as_str()) {
             return Err(RootError::MediaType(parsed.media_type));
         }
+        Self::of(Digest::of(Algorithm::Sha256, bytes), parsed)
+    }
+
+    fn of(digest: Digest, parsed: Parsed) -> Result<Self, RootError> {
         // With all windows first, so that one that ends before it begins is found.
         verifier(&parsed)?;
         let mut unbounded = parsed.clone();
         unbounded.tlogs.iter_mut().for_each(|log| log.public_key.valid_for = None);
-        Ok(Self {
-            digest: Digest::of(Algorithm::Sha256, bytes),
-            verifier: verifier(&unbounded)?,
-            timestamp_authorities: timestamp_authorities(&parsed),
-            parsed,
-        })
+        let timestamp_authorities = timestamp_authorities(&parsed);
+        Ok(Self { digest, verifier: verifier(&unbounded)?, timestamp_authorities, parsed })
+    }
+
+    /// A root with the certificate authorities and certificate logs of one, the logs of another and the timestamp authorities of a third. An
+    /// address narrows the certificate authorities, the logs and the timestamp authorities; certificate logs are elsewhere than the authority
+    /// whose certificates they log.
+    pub fn composed(certificates: Option<Part<'_>>, logs: Option<Part<'_>>, timestamps: Option<Part<'_>>) -> Result<Self, RootError> {
+        let mut parsed = Parsed::from_json(EMPTY).map_err(RootError::Form)?;
+        if let Some(part) = certificates {
+            let all = &part.root.parsed.certificate_authorities;
+            parsed.certificate_authorities = part.narrowed(Role::CertificateAuthority, all, |authority| Some(&authority.uri))?;
+            parsed.ctlogs.clone_from(&part.root.parsed.ctlogs);
+        }
+        if let Some(part) = logs {
+            parsed.tlogs = part.narrowed(Role::Log, &part.root.parsed.tlogs, |log| Some(&log.base_url))?;
+        }
+        if let Some(part) = timestamps {
+            let all = &part.root.parsed.timestamp_authorities;
+            parsed.timestamp_authorities = part.narrowed(Role::TimestampAuthority, all, |authority| authority.uri.as_ref())?;
+        }
+        let bytes = serde_json::to_vec(&parsed).unwrap_or_default();
+        Self::of(Digest::of(Algorithm::Sha256, &bytes), parsed)
     }
 
     /// The root that is built in under `name`, if there is one.
@@ -138,7 +179,7 @@ impl TrustedRoot {
         Some(root.expect("the crate's own data, which a test reads"))
     }
 
-    /// The SHA-256 of the file.
+    /// The SHA-256 of the file; of a composed one, which has none, that of what is in it.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -161,8 +202,8 @@ impl TrustedRoot {
         all
     }
 
-    /// True for a root of an instance that logs nothing, such as GitHub's own.
-    pub(super) fn logs_nothing(&self) -> bool {
+    /// True for a root of an instance that logs nothing, such as GitHub's own: neither signatures nor certificates.
+    pub fn logs_nothing(&self) -> bool {
         self.parsed.tlogs.is_empty() && self.parsed.ctlogs.is_empty()
     }
 
@@ -186,6 +227,16 @@ impl TrustedRoot {
         parsed.ctlogs.iter_mut().for_each(|log| log.public_key.valid_for = None);
         parsed.tlogs.iter_mut().for_each(|log| log.public_key.valid_for = None);
         verifier(&parsed)
+    }
+}
+
+impl Part<'_> {
+    fn narrowed<T: Clone>(&self, role: Role, all: &[T], address_of: impl Fn(&T) -> Option<&String>) -> Result<Vec<T>, RootError> {
+        let Some(wanted) = self.address else { return Ok(all.to_vec()) };
+        let bare = |address: &str| address.strip_suffix('/').unwrap_or(address).to_owned();
+        let meant = |entry: &&T| address_of(entry).is_some_and(|address| bare(address) == bare(wanted));
+        let narrowed: Vec<T> = all.iter().filter(meant).cloned().collect();
+        if narrowed.is_empty() { Err(RootError::Address { role, address: wanted.to_owned() }) } else { Ok(narrowed) }
     }
 }
 

@@ -76,7 +76,7 @@ impl fmt::Debug for Expression {
 }
 
 /// Compiles what matches `hir` between the two ends of a text.
-pub(super) fn whole(hir: Hir) -> Option<meta::Regex> {
+pub(crate) fn whole(hir: Hir) -> Option<meta::Regex> {
     let whole = Hir::concat(vec![Hir::look(Look::Start), hir, Hir::look(Look::End)]);
     let config = meta::Config::new().nfa_size_limit(Some(limits::POLICY_EXPRESSION_BYTES));
     meta::Builder::new().configure(config).build_from_hir(&whole).ok()
