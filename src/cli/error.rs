@@ -23,6 +23,7 @@ use crate::signature::{Denial, KeyError, Reason};
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::tree::TreeError;
+use crate::tuf::TufError;
 use crate::umount::UmountError;
 
 /// Why a command failed.
@@ -137,6 +138,15 @@ pub(crate) enum CliError {
     /// There is nothing that could be explained.
     #[error("there is no policy, neither of this host nor in an option: nothing is decided on")]
     NoPolicy,
+    /// A trusted root was not fetched or not written.
+    #[error(transparent)]
+    Tuf(#[from] TufError),
+    /// No policy could name a trusted root like this.
+    #[error("`{0}` is no name of a trusted root")]
+    RootName(String),
+    /// It is not known where a trusted root is to be fetched.
+    #[error("no TUF repository is known for `{0}`")]
+    NoRepository(String),
     /// The threads for the network cannot be started.
     #[error("cannot start the threads for the network")]
     Runtime(#[source] io::Error),
@@ -161,6 +171,8 @@ impl CliError {
             | Self::TrustFile { .. }
             | Self::Claim { .. }
             | Self::ClaimedDigest(_)
+            | Self::RootName(_)
+            | Self::NoRepository(_)
             | Self::NoPolicy => Exit::Usage,
             Self::Resolve(error) => match error.innermost() {
                 ResolveError::NotAdmitted(refused) if matches!(**refused, NotAdmitted::Refused { .. }) => Exit::Refused,
@@ -175,6 +187,7 @@ impl CliError {
             | Self::File { .. }
             | Self::Key { .. }
             | Self::TrustedRoot(_)
+            | Self::Tuf(_)
             | Self::NotVerified(_)
             | Self::NoSuchMount { .. }
             | Self::Run(_)
@@ -214,9 +227,17 @@ impl CliError {
             Self::NoPolicy => {
                 vec!["name a policy with `--policy FILE`, or a signer; `--allow-no-policy` tells what is attached to the kit all the same".into()]
             }
+            Self::RootName(_) => vec!["letters, digits, `.`, `_` and `-`, not beginning with `.`".into()],
+            Self::NoRepository(_) => {
+                vec!["`sigstore-public-good` and `github` are built in; for another, `--tuf-url` and `--tuf-root` say where it is and whom to believe there".into()]
+            }
+            Self::Tuf(TufError::Write { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                vec!["run it as root, or name another file with `--output`".into()]
+            }
             Self::TrustFile { .. }
             | Self::Claim { .. }
             | Self::TrustedRoot(_)
+            | Self::Tuf(_)
             | Self::File { .. }
             | Self::Tree(_)
             | Self::Folder { .. }
@@ -344,7 +365,7 @@ fn hints_of_denial(reason: Reason) -> Vec<Cow<'static, str>> {
         | Reason::LogWindow
         | Reason::Timestamp
         | Reason::TsaWindow => {
-            vec!["`kitfs trust show` says whom the trusted root trusts; it may be an old one, or that of another instance".into()]
+            vec!["`kitfs trust show` says whom the trusted root trusts; it may be that of another instance, or an old one, for which there is `kitfs trust update`".into()]
         }
         Reason::NoLog => vec!["for a key, `--insecure-ignore-tlog` does without a log".into()],
         _ => Vec::new(),

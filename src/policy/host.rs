@@ -135,6 +135,11 @@ impl HostFiles {
         Self { top: top.to_owned(), owners }
     }
 
+    /// Where a path of this host's is, for whoever writes there.
+    pub fn place(&self, path: &Path) -> PathBuf {
+        self.top.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
     /// Reads a file. `None` if there is none of that name.
     pub fn file(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, HostError> {
         let file = match self.find(path)? {
