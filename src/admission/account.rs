@@ -15,6 +15,7 @@ use super::{Question, report};
 use crate::digest::Digest;
 use crate::policy::Mode;
 use crate::policy::authority::Action;
+use crate::policy::rego::Rule;
 use crate::policy::set::MatchedBy;
 use crate::referrers::Ended;
 use crate::signature::{Denial, Facts, Identity, Reason, SignedBy};
@@ -195,6 +196,13 @@ impl Account<'_> {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        if self.question.mountpoint.is_none() {
+            let names = |policy: &PolicyCase<'_>| policy.matched.policy.rule.as_ref().is_some_and(Rule::names_mountpoint);
+            warnings.extend(self.each_policy().filter(|(_, policy, _)| names(policy)).map(|(set, policy, _)| {
+                let (name, whose) = (&policy.matched.policy.name, whose(set.name));
+                format!("the policy `{name}` of the {whose} asks where the kit is mounted (`mount.path`), which is null here")
+            }));
+        }
         for (set, policy, answer) in self.each_policy().filter(|(_, policy, _)| !policy.enforces()) {
             let of = format!("the policy `{}` of the {}, which only warns,", policy.matched.policy.name, whose(set.name));
             match answer.answer {

@@ -22,6 +22,8 @@ pub struct Rule {
     engine: Engine,
     /// Whether there is a rule `deny`, which then has to be empty.
     has_deny: bool,
+    /// Whether it says where the mount is, as far as its text tells.
+    names_mountpoint: bool,
 }
 
 /// What a package makes of a rule.
@@ -211,12 +213,18 @@ impl Rule {
         // Finds what the parser does not (variables that nothing binds, rules that contradict each other), and prepares what every evaluation
         // needs. A function that there is not is found when it is called, and denies then.
         engine.compile_with_entrypoint(&format!("data.{}", dialect.rule()).into()).map_err(|error| located(&error))?;
-        Ok(Self { dialect, engine, has_deny })
+        let names_mountpoint = dialect == Dialect::ModelKit && text.contains("mount.path");
+        Ok(Self { dialect, engine, has_deny, names_mountpoint })
     }
 
     /// Its dialect.
     pub fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// Whether it asks where the kit would be mounted, which is not always known.
+    pub fn names_mountpoint(&self) -> bool {
+        self.names_mountpoint
     }
 
     /// Evaluates it over `input`.
