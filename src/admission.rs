@@ -3,7 +3,13 @@
 //! [`Docket`] is the whole of it, a pure function of a [`Question`], the [`Rulebook`], candidates and a clock: it fetches nothing, so what it said can be
 //! said again. Nothing but it makes an [`Admitted`], and nothing is mounted or fetched without one.
 
+mod account;
+mod deciding;
 mod docket;
+mod explained;
+mod input;
+mod judging;
+mod nearest;
 mod record;
 mod report;
 pub mod roots;

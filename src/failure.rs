@@ -87,6 +87,24 @@ pub fn chain(error: &dyn Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
+/// `text` with everything visible that a terminal would act on: control characters, escape sequences, marks that turn the direction of
+/// writing, and line breaks of all sorts. More than `limit` characters are cut off.
+pub fn inert(text: &str, limit: usize) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for (position, letter) in text.chars().enumerate() {
+        if position == limit {
+            shown.push('…');
+            break;
+        }
+        if acts_on_a_terminal(letter) {
+            shown.extend(letter.escape_default());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
+}
+
 /// Whether a terminal does something else with `letter` than showing it, or shows nothing. Every text from outside is escaped by this.
 pub fn acts_on_a_terminal(letter: char) -> bool {
     letter.is_control()

@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
+use crate::json::Json;
 use crate::kitfile;
 use crate::layer::{Archive, Compression, LayerKey, LayerSpec, RawFile};
 use crate::limits;
@@ -284,7 +285,13 @@ struct Contents {
 }
 
 fn model_kit(manifest: &Manifest, config: &Verified<Bytes>) -> Result<Contents, KitError> {
-    let config = Config::parse(config)?;
+    let media_type = &config.descriptor().media_type;
+    let json = Json::parse(config).map_err(ConfigError::from)?;
+    let config = Config::from_json(&json)?;
+    // Members that nobody knows are left alone, so that the config of anything else is read as the Kitfile that says nothing.
+    if config == Config::default() && matches!(json, Json::Object(members) if !members.is_empty()) {
+        return Err(KitError::NoKitfile { config: media_type.clone() });
+    }
     let raw = raw_entries(&config);
     let (layers, unplaced) = if legacy::is_legacy(&raw) { legacy::place(manifest, &raw)? } else { place(manifest, entries(&config)?)? };
     let kitfile = Some(kitfile::render(&config));

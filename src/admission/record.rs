@@ -16,7 +16,7 @@ pub struct Admission {
     pub digest: Digest,
     /// When it was decided.
     pub at: Timestamp,
-    /// The policies that matched, in both sets. Empty: there is no policy.
+    /// The policies that matched, in both sets.
     pub policies: Vec<DecidedPolicy>,
     /// The trust roots that those policies stand on.
     pub trust_roots: Vec<NamedRoot>,
@@ -82,9 +82,9 @@ pub struct Counted {
 }
 
 impl Admission {
-    /// Whether no policy was there to ask.
+    /// Whether no policy was there to ask. One that only warns is none.
     pub fn without_policy(&self) -> bool {
-        self.policies.is_empty()
+        self.policies.iter().all(|policy| policy.mode == "warn")
     }
 
     /// Who signed, each once.

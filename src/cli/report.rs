@@ -9,7 +9,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use super::CliError;
-use crate::failure::acts_on_a_terminal;
+use crate::failure::{acts_on_a_terminal, inert};
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,22 +72,9 @@ fn say(text: &str) {
     _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// `text` with everything visible that a terminal would act on: control characters, escape sequences, marks that turn the direction of
-/// writing, and line breaks of all sorts.
+/// `text` as a terminal may see it.
 pub(crate) fn escaped(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for (position, letter) in text.chars().enumerate() {
-        if position == SHOWN {
-            shown.push('…');
-            break;
-        }
-        if acts_on_a_terminal(letter) {
-            shown.extend(letter.escape_default());
-        } else {
-            shown.push(letter);
-        }
-    }
-    shown
+    inert(text, SHOWN)
 }
 
 /// `value` as JSON for other programs, with the same characters escaped as JSON escapes them.

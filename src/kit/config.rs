@@ -3,11 +3,8 @@
 //! Kit reads it leniently and checks a Kitfile only when it packs one, so nothing here is taken for checked: types are, and digests
 //! are well-formed; what paths mean is for [`crate::kit`] to say.
 
-use bytes::Bytes;
-
 use crate::digest::{Digest, DigestError};
 use crate::json::{Json, JsonError, Object};
-use crate::verify::Verified;
 
 /// A Kitfile. Strings that are absent are empty, as for kit.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -122,10 +119,6 @@ pub enum ConfigError {
 }
 
 impl Config {
-    pub(crate) fn parse(bytes: &Verified<Bytes>) -> Result<Self, ConfigError> {
-        Self::from_json(&Json::parse(bytes)?)
-    }
-
     pub(crate) fn from_json(json: &Json) -> Result<Self, ConfigError> {
         let known = ["manifestVersion", "package", "model", "code", "datasets", "docs", "prompts", "mcpServers"];
         let document = json.object("", &known)?;

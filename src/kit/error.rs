@@ -20,6 +20,12 @@ pub enum KitError {
         /// The media type of the config.
         config: String,
     },
+    /// It calls itself a ModelKit, and its config is something else.
+    #[error("its config `{config}` has nothing that the Kitfile of a ModelKit has")]
+    NoKitfile {
+        /// The media type of the config.
+        config: String,
+    },
     /// It calls itself two things, so that two readers would read it by two sets of rules.
     #[error("its artifactType `{artifact_type}` says that it is a {0}, its config `{config}` that it is a {1}", families[0], families[1])]
     TwoFamilies {

@@ -375,6 +375,14 @@ fn only_a_kit_is_planned() {
     }
     let text = manifest("", "application/vnd.oci.image.config.v1+json").expect_err("an image").to_string();
     assert!(text.contains("neither a ModelKit nor") && text.contains("oci.image.config"), "{text}");
+    for (text, expected) in [(r#"{"architecture":"amd64","rootfs":{}}"#, false), (r#"{"package":{"name":"x"},"other":1}"#, true)] {
+        let bytes = Bytes::from(text);
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let manifest = format!(r#"{{"schemaVersion":2,"config":{{"mediaType":"{config}","digest":"{digest}","size":{}}}}}"#, bytes.len());
+        let planned = Kit::plan(&verified(oci::IMAGE_MANIFEST, Bytes::from(manifest)), &verified(config, bytes));
+        assert_eq!(planned.is_ok(), expected, "{text}: {planned:?}");
+        assert!(matches!(planned, Ok(_) | Err(KitError::NoKitfile { .. })), "{planned:?}");
+    }
     let other = verified(config, Bytes::from_static(b"{ }"));
     let case = fixtures::cases("kits").remove(0);
     assert!(matches!(Kit::plan(&case.manifest(), &other), Err(KitError::OtherConfig(_))));

@@ -139,6 +139,23 @@ fn subject(names: Vec<SubjectAltName>) -> Result<String, Denial> {
     }
 }
 
+/// Whether a certificate was issued to one of the wanted ones. If not, it is said what is wrong with the one that comes closest.
+pub(super) fn check_any(identities: &[Identity], read: &Read) -> Result<(), Denial> {
+    let mut nearest: Option<Denial> = None;
+    for identity in identities {
+        let Err(denial) = identity.check(read) else { return Ok(()) };
+        match &mut nearest {
+            Some(nearest) if nearest.reason == Reason::WrongIdentity && denial.reason == Reason::WrongIssuer => *nearest = denial,
+            Some(nearest) if nearest.reason == denial.reason && denial.reason == Reason::WrongIdentity => {
+                nearest.message = format!("{}, or {}", nearest.message, identity.subject);
+            }
+            Some(_) => {}
+            None => nearest = Some(denial),
+        }
+    }
+    Err(nearest.unwrap_or_else(|| Denial::new(Reason::WrongIdentity, "nobody is wanted")))
+}
+
 impl Identity {
     /// Whether a certificate was issued to the wanted one.
     pub(super) fn check(&self, read: &Read) -> Result<(), Denial> {

@@ -51,6 +51,8 @@ pub enum Signer<'a> {
     Key(&'a PublicKey),
     /// Somebody with a certificate for this identity.
     Identity(&'a Identity),
+    /// Somebody with a certificate for one of these.
+    AnyOf(&'a [Identity]),
 }
 
 /// What a bundle has to say.
@@ -173,7 +175,8 @@ impl Case<'_> {
     fn decide(&self) -> Result<Facts, Denial> {
         match self.expectation.signer {
             Signer::Key(key) => self.by_key(key),
-            Signer::Identity(identity) => self.by_certificate(identity),
+            Signer::Identity(identity) => self.by_certificate(std::slice::from_ref(identity)),
+            Signer::AnyOf(identities) => self.by_certificate(identities),
         }
     }
 
@@ -269,7 +272,7 @@ impl Case<'_> {
         }
     }
 
-    fn by_certificate(&self, identity: &Identity) -> Result<Facts, Denial> {
+    fn by_certificate(&self, identities: &[Identity]) -> Result<Facts, Denial> {
         let Some(der) = self.bundle.signing_certificate() else {
             return match &self.bundle.verification_material.content {
                 VerificationMaterialContent::PublicKey(_) => {
@@ -322,7 +325,7 @@ impl Case<'_> {
         if let Some(outside) = outside_of_life(&read, &times) {
             return Denial::because(Reason::CertTime, format!("it was signed at {}, outside of the certificate's life", outside.time));
         }
-        identity.check(&read)?;
+        identity::check_any(identities, &read)?;
         let log_index = self.bundle.verification_material.tlog_entries.first().map(|entry| entry.log_index.get());
         Ok(Facts { signer: SignedBy::Certificate(Box::new(read.certificate)), times, log_index, statement, payload })
     }
