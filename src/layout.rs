@@ -6,6 +6,7 @@
 //! off the async threads, and ends when nobody waits for it any more.
 
 mod archive;
+mod attached;
 mod folder;
 mod kitops;
 mod listing;
@@ -27,7 +28,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::limits;
 use crate::oci::{LayoutName, RegistryName};
-use crate::source::{BlobStream, Pin, Resolved, Source, SourceError};
+use crate::source::{Attached, Attachments, BlobStream, DocumentKind, Pin, Resolved, Source, SourceError};
 use crate::verify::Unverified;
 use archive::Archive;
 use folder::{Folder, Range};
@@ -120,9 +121,9 @@ impl Source for Layout {
         }))
     }
 
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
+    fn document_as<'a>(&'a self, descriptor: &'a Descriptor, kind: DocumentKind) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
         let descriptor = descriptor.clone();
-        Box::pin(self.off_thread(move |inner, stop| inner.read(&descriptor, limits::CONFIG_BYTES.max(limits::MANIFEST_BYTES), stop)))
+        Box::pin(self.off_thread(move |inner, stop| inner.read(&descriptor, kind.limit(), stop)))
     }
 
     fn blob(&self, descriptor: &Descriptor, from: u64) -> BlobStream {
@@ -136,6 +137,18 @@ impl Source for Layout {
                 Err(error) => Some((Err(error), None)),
             }
         }))
+    }
+
+    fn attached<'a>(&'a self, attachments: &'a Attachments) -> BoxFuture<'a, Attached> {
+        let attachments = attachments.clone();
+        Box::pin(async move {
+            let found = self.off_thread(move |inner, stop| Ok(inner.attached(&attachments, stop))).await;
+            found.unwrap_or_else(|error| {
+                let mut nothing = Attached::default();
+                nothing.gaps.push((self.0.name.clone(), error));
+                nothing
+            })
+        })
     }
 }
 

@@ -203,6 +203,29 @@ pub const REMOTE_DATASETS: usize = LAYERS;
 /// Bytes of all manifests and configs of a mount: twice what one kit at its limits has. They stay in memory as long as it does.
 pub const REFERRING_DOCUMENT_BYTES: u64 = 16 << 20;
 
+// ---- referrers
+
+/// Referrers of a manifest that are looked at. A kit that is signed at each step of its way has a dozen.
+pub const REFERRERS: usize = 1_000;
+/// Candidates that are fetched for one decision, each of which is judged for every authority.
+pub const CANDIDATES: usize = 256;
+/// Bytes of all manifests, bundles and layers that are fetched for one decision.
+pub const EVIDENCE_BYTES: u64 = 64 << 20;
+/// Seconds that the search for a decision may take, apart from [`BEFORE_MOUNT_S`].
+pub const EVIDENCE_S: u64 = 60;
+/// Things that are asked for at once: their round trips are what a decision takes.
+pub const EVIDENCE_REQUESTS: usize = 8;
+/// Fetches of a candidate that may end in a mismatch: the first, and one more.
+pub const EVIDENCE_ATTEMPTS: usize = 2;
+/// Pages of a list of referrers: as many as there may be referrers, since a page has one at least.
+pub const REFERRER_PAGES: usize = REFERRERS;
+/// Bytes of all pages of a list of referrers: 16 KiB for each that may be.
+pub const REFERRER_LIST_BYTES: u64 = 16 << 20;
+/// Bytes of all manifests of a layout that are read to learn what they refer to. Kit's storage has a few kilobytes for each kit.
+pub const LAYOUT_REFERRER_BYTES: u64 = 64 << 20;
+/// Hexadecimal digits of a digest that a tag for what is attached to it has: where the distribution spec cuts, so that a tag has room for it.
+pub const TAG_DIGEST_HEX: usize = 64;
+
 // ---- source (registry, credentials, layout)
 
 /// Seconds that a TCP connection and its TLS handshake may take; three round trips to the other side of the world take one.
@@ -330,6 +353,10 @@ pub const PROGRESS_BYTES: usize = 4096;
 pub const PROGRESS_TEXT_BYTES: usize = 1024;
 /// Bytes of a small record of the store (`visible`, a remembered reference). Nothing we write comes near.
 pub const RECORD_BYTES: u64 = 16 << 10;
+/// Candidates that are kept for a manifest: as many as one decision fetches. What once met an authority is the last to go.
+pub const KEPT_CANDIDATES: usize = CANDIDATES;
+/// Bytes of the record of what is attached to a manifest: at most [`KEPT_CANDIDATES`] entries of half a kilobyte, repository included.
+pub const ATTACHED_RECORD_BYTES: u64 = 256 << 10;
 /// Fetches of a layer in one call of [`crate::store::Store::ensure`] that may end in a mismatch: the first, and one more from scratch. One that went on
 /// from bytes on disk does not count.
 pub const MISMATCHES: u32 = 2;

@@ -3,6 +3,11 @@
 //! Finding them is never trusted. Whatever is found is a [`Candidate`]: bytes that have their descriptor's digest, and nothing else is known of them.
 //! Who signed, and whether it counts, is for [`crate::signature`] and [`crate::admission`], which this module does not know.
 
+mod manifest;
+mod search;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +18,9 @@ use crate::policy::Name;
 use crate::policy::authority::Format;
 use crate::signature::{Denial, LayerKind};
 use crate::source::Source;
+
+pub use manifest::{Piece, PieceKind, pieces};
+pub use search::{Request, deadline, search};
 
 /// Something attached to a manifest that could be a signature or an attestation.
 #[derive(Debug, Clone)]

@@ -22,8 +22,10 @@
 //! | 404 | [`SourceError::NotFound`], at once |
 //! | 200 where a range was asked for | read (from the start, if need be) over one connection |
 //! | more bytes than the descriptor says | the first of them is passed on, for the check to refuse |
+//! | 400, 404, 405, 406, 501 to a list of referrers, or no list at all | there is no such API: see `registry/attached.rs` |
 //! | fewer, and the registry says twice that this is all | the stream ends, for the check to refuse |
 
+mod attached;
 mod auth;
 mod endpoint;
 mod piece;
@@ -39,7 +41,7 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use oci_client::manifest::{IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE};
-use reqwest::Url;
+use reqwest::{Response, Url};
 
 use self::endpoint::{Body, Ending, Endpoint};
 use self::retry::{Failure, Tries};
@@ -48,7 +50,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::limits;
 use crate::oci::{IMAGE_INDEX, IMAGE_MANIFEST, RegistryName};
-use crate::source::{BlobStream, Pin, Resolved, Source, SourceError};
+use crate::source::{Attached, Attachments, BlobStream, DocumentKind, Pin, Resolved, Source, SourceError};
 use crate::verify::Unverified;
 
 pub use ranges::Cut;
@@ -132,9 +134,10 @@ impl Registry {
         Ok(Resolved { descriptor, manifest, pin: Pin::BySource })
     }
 
-    async fn document_now(&self, descriptor: &Descriptor) -> Result<Unverified<Bytes>, SourceError> {
-        let is_manifest = MANIFEST_TYPES.contains(&descriptor.media_type.as_str());
-        let (kind, limit) = if is_manifest { ("manifests", limits::MANIFEST_BYTES) } else { ("blobs", limits::CONFIG_BYTES) };
+    async fn document_now(&self, descriptor: &Descriptor, kind: DocumentKind) -> Result<Unverified<Bytes>, SourceError> {
+        let announced = kind == DocumentKind::Announced && MANIFEST_TYPES.contains(&descriptor.media_type.as_str());
+        let is_manifest = announced || kind == DocumentKind::Manifest;
+        let (kind, limit) = (if is_manifest { "manifests" } else { "blobs" }, kind.limit());
         let what = format!("{} {}", if is_manifest { "manifest" } else { "document" }, descriptor.digest);
         if descriptor.size > limit {
             return Err(self.endpoint.protocol(&what, format!("it has {} bytes, {limit} are allowed", descriptor.size)));
@@ -154,14 +157,25 @@ impl Registry {
         size: Size,
         agrees: impl Fn(&HeaderMap, &Bytes) -> bool,
     ) -> Result<Document, SourceError> {
-        let timing = self.endpoint.timing;
         let accept = is_manifest.then(|| MANIFEST_TYPES.join(", "));
+        self.trying(what, size, agrees, || self.attempt(url, what, accept.as_deref(), size)).await
+    }
+
+    /// Makes attempts at a document until one is good, in the time that there is for it.
+    async fn trying<F: Future<Output = Result<Document, Failure>>>(
+        &self,
+        what: &str,
+        size: Size,
+        agrees: impl Fn(&HeaderMap, &Bytes) -> bool,
+        attempt: impl Fn() -> F,
+    ) -> Result<Document, SourceError> {
+        let timing = self.endpoint.timing;
         let attempts = async {
             // A wait that the time for the document has no room for is no wait: its cause is reported, not the end of the time.
             let mut tries = Tries::new(Timing { silence: timing.document.min(timing.silence), ..timing });
             let mut short = None;
             loop {
-                let (document, failure) = match self.attempt(url, what, accept.as_deref(), size).await {
+                let (document, failure) = match attempt().await {
                     Ok(document) => {
                         let length = document.bytes.len() as u64;
                         let complete = !matches!(size, Size::Exactly(size) if length < size) || short == Some(length);
@@ -191,15 +205,20 @@ impl Registry {
         if response.status() != http::StatusCode::OK {
             return Err(self.endpoint.refused(response, what).await);
         }
+        self.received(&mut response, what, size).await
+    }
+
+    /// The document of a good answer.
+    async fn received(&self, response: &mut Response, what: &str, size: Size) -> Result<Document, Failure> {
         let headers = response.headers().clone();
-        let (Size::AtMost(limit) | Size::Exactly(limit)) = size;
-        let Body { bytes, ending } = self.endpoint.body(&mut response, what, limit.saturating_add(1)).await;
+        let (Size::AtMost(limit) | Size::Exactly(limit) | Size::Shown(limit)) = size;
+        let Body { bytes, ending } = self.endpoint.body(response, what, limit.saturating_add(1)).await;
         match (ending, size) {
             (_, Size::AtMost(limit)) if bytes.len() as u64 > limit => {
                 Err(Failure::Final(self.endpoint.protocol(what, format!("it has more than {limit} bytes"))))
             }
             // The rest cannot matter: one byte too many is there already.
-            (_, Size::Exactly(size)) if bytes.len() as u64 > size => Ok(Document { bytes, headers }),
+            (_, Size::Exactly(size) | Size::Shown(size)) if bytes.len() as u64 > size => Ok(Document { bytes, headers }),
             (Ending::Broken(failure), _) => Err(failure),
             (Ending::Complete | Ending::Cut, _) => Ok(Document { bytes, headers }),
         }
@@ -221,12 +240,16 @@ impl Source for Registry {
         Box::pin(self.resolve_now())
     }
 
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
-        Box::pin(self.document_now(descriptor))
+    fn document_as<'a>(&'a self, descriptor: &'a Descriptor, kind: DocumentKind) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
+        Box::pin(self.document_now(descriptor, kind))
     }
 
     fn blob(&self, descriptor: &Descriptor, from: u64) -> BlobStream {
         ranges::blob(Arc::clone(&self.endpoint), descriptor.digest, descriptor.size, from, self.cut)
+    }
+
+    fn attached<'a>(&'a self, attachments: &'a Attachments) -> BoxFuture<'a, Attached> {
+        Box::pin(self.attached_now(&attachments.subject))
     }
 }
 
@@ -237,6 +260,8 @@ enum Size {
     Exactly(u64),
     /// Nobody has described it.
     AtMost(u64),
+    /// The same, but one that is larger is no error: its first byte too many shows it.
+    Shown(u64),
 }
 
 /// A document as it came.

@@ -3,6 +3,7 @@
 //! The one trait of kitfs: implemented by [`crate::registry`], by [`crate::layout`] and by the tests' fault injector. Whatever comes
 //! out of it is [`Unverified`].
 
+mod attached;
 mod offline;
 mod open;
 
@@ -16,8 +17,11 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 use crate::descriptor::Descriptor;
+use crate::limits;
 use crate::verify::Unverified;
 
+pub(crate) use attached::tags;
+pub use attached::{Attached, AttachedBy, Attachments, ListedManifest};
 pub use open::{SourceOptions, asking, before_mount, open};
 
 /// The bytes of a blob in order, from the asked offset to the end. After an error nothing more comes.
@@ -31,12 +35,42 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Asks once which manifest the reference means now.
     fn resolve(&self) -> BoxFuture<'_, Result<Resolved, SourceError>>;
 
-    /// A whole small document (manifest, config). Never more than `descriptor.size` bytes (plus one, to show that there are more).
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>>;
+    /// A whole small document that is asked for as `kind`. Never more than `descriptor.size` bytes (plus one, to show that there are more).
+    fn document_as<'a>(&'a self, descriptor: &'a Descriptor, kind: DocumentKind) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>>;
+
+    /// A whole small document that is what its media type says: a manifest, or else a config.
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
+        self.document_as(descriptor, DocumentKind::Announced)
+    }
 
     /// The blob's bytes from offset `from` (at most `descriptor.size`) to its end. Retries what is worth it by itself, so that an
     /// error is final for now. Bytes beyond `descriptor.size` are passed on (at least the first), so that the check can refuse them.
     fn blob(&self, descriptor: &Descriptor, from: u64) -> BlobStream;
+
+    /// What claims to be attached to a manifest. Nothing of it is checked; what could not be read is said, and is no error.
+    fn attached<'a>(&'a self, attachments: &'a Attachments) -> BoxFuture<'a, Attached>;
+}
+
+/// What a small document is asked for as. It says where a registry has it and how large it may be, nothing about what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DocumentKind {
+    /// What its media type says: a manifest, or else a config.
+    Announced,
+    /// A manifest, whatever its media type.
+    Manifest,
+    /// Something signed: a bundle, or a layer of Cosign's older format.
+    Evidence,
+}
+
+impl DocumentKind {
+    /// How many bytes it may have.
+    pub fn limit(self) -> u64 {
+        match self {
+            Self::Announced => limits::MANIFEST_BYTES.max(limits::CONFIG_BYTES),
+            Self::Manifest => limits::MANIFEST_BYTES,
+            Self::Evidence => limits::BUNDLE_BYTES,
+        }
+    }
 }
 
 /// What a reference meant when it was asked for.

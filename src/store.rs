@@ -20,6 +20,7 @@
 //!            trash/                  what was withdrawn and is being removed
 //!            blobs/<digest>          manifests and configs
 //!            references/<digest of the reference>  what it was last resolved to
+//!            attached/<digest>          what was found attached to the manifest with this digest, see `store/attached.rs`
 //! ```
 //!
 //! `<digest>` is `algorithm-hex`. `<layer>` is the blob's digest and how it is read, since the same bytes may be an archive to one kit and a file to another
@@ -56,6 +57,7 @@
 //! let proof = Matched(()); // what puts a layer into its place comes out of a check that ended well
 //! ```
 
+mod attached;
 mod cut;
 mod dir;
 mod documents;
@@ -91,6 +93,7 @@ use crate::limits;
 use crate::source::Source;
 use crate::verify::Verified;
 
+pub use attached::KeptManifest;
 pub use error::StoreError;
 pub use layer::{Content, Held, VerifiedLayer};
 pub use progress::{Activity, Progress};
@@ -120,6 +123,7 @@ struct Inner {
     trash: Dir,
     blobs: Dir,
     references: Dir,
+    attached: Dir,
     uid: u32,
     /// `None` if it cannot be known; then nothing is ever of this boot.
     boot: Option<String>,
@@ -181,6 +185,7 @@ impl Store {
             trash: sub("trash")?,
             blobs: sub("blobs")?,
             references: sub("references")?,
+            attached: sub("attached")?,
             ingest,
             top,
             uid,
@@ -274,6 +279,21 @@ impl Store {
     /// What `reference` was resolved to when it last was.
     pub fn remembered(&self, reference: &str) -> Result<Option<Descriptor>, StoreError> {
         documents::remembered(&self.0, reference)
+    }
+
+    /// Keeps that these manifests were found attached to `subject`. They and what is in them are kept with [`Store::put_document`].
+    pub fn keep_attached(&self, subject: &Digest, manifests: &[KeptManifest]) -> Result<(), StoreError> {
+        attached::keep(&self.0, subject, manifests)
+    }
+
+    /// What was kept as attached to `subject`: what met an authority first, and then the latest first.
+    pub fn attached(&self, subject: &Digest) -> Result<Vec<KeptManifest>, StoreError> {
+        attached::kept(&self.0, subject)
+    }
+
+    /// Keeps that what is in `manifest` met an authority, so that it is the last to be forgotten. Nothing else follows from it.
+    pub fn mark_met(&self, subject: &Digest, manifest: &Digest) -> Result<(), StoreError> {
+        attached::mark_met(&self.0, subject, manifest)
     }
 
     /// Reads the whole layer back from disk and compares its digest with the descriptor (of a compressed one: the digest of its uncompressed content with

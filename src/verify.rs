@@ -148,6 +148,13 @@ impl<T> Verified<T> {
     }
 }
 
+impl Verified<Bytes> {
+    /// The bytes without what they were checked against, for whoever only reads them. They are shared, not copied.
+    pub fn to_bytes(&self) -> Bytes {
+        self.bytes.clone()
+    }
+}
+
 impl<T: AsRef<[u8]>> Deref for Verified<T> {
     type Target = [u8];
 

@@ -26,7 +26,7 @@ use kitfs::kit::Kit;
 use kitfs::layer::{Archive, Compression, LayerSpec};
 use kitfs::limits;
 use kitfs::path::RelPath;
-use kitfs::source::{BlobStream, Resolved, Source, SourceError};
+use kitfs::source::{Attached, Attachments, BlobStream, DocumentKind, Resolved, Source, SourceError};
 use kitfs::store::{LayerState, Store, StoreError, VerifiedLayer};
 use kitfs::tree::{Place, Tree};
 use kitfs::verify::{Unverified, Verified};
@@ -120,7 +120,11 @@ impl Source for Blob {
         unreachable!("a layer is all that is asked for")
     }
 
-    fn document<'a>(&'a self, _: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
+    fn attached<'a>(&'a self, _: &'a Attachments) -> BoxFuture<'a, Attached> {
+        unreachable!("a layer is all that is asked for")
+    }
+
+    fn document_as<'a>(&'a self, _: &'a Descriptor, _: DocumentKind) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
         unreachable!("a layer is all that is asked for")
     }
 

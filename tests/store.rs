@@ -21,7 +21,7 @@ use kitfs::digest::{Algorithm, Digest};
 use kitfs::failure::ErrorClass;
 use kitfs::layer::{Archive, Compression, LayerSpec};
 use kitfs::path::RelPath;
-use kitfs::source::{BlobStream, Resolved, Source, SourceError};
+use kitfs::source::{Attached, Attachments, BlobStream, DocumentKind, Resolved, Source, SourceError};
 use kitfs::store::{Activity, Content, LayerState, Recall, Store, StoreError, Verdict, VerifiedLayer};
 use kitfs::verify::{Mismatch, Unverified, Verified};
 use tokio::runtime::Runtime;
@@ -180,7 +180,11 @@ impl Source for Scripted {
         unreachable!("the store resolves nothing")
     }
 
-    fn document<'a>(&'a self, _: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
+    fn attached<'a>(&'a self, _: &'a Attachments) -> BoxFuture<'a, Attached> {
+        unreachable!("the store asks for no documents")
+    }
+
+    fn document_as<'a>(&'a self, _: &'a Descriptor, _: DocumentKind) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
         unreachable!("the store asks for no documents")
     }
 

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::{Place, Shelf, Stop, kitops};
+use super::{Place, Shelf, Stop, attached, kitops};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::failure::chain;
@@ -44,7 +44,7 @@ impl Place {
     }
 
     /// The manifests that `index.json` lists.
-    fn index(&self, stop: &Stop) -> Result<Vec<Listed>, SourceError> {
+    pub(super) fn index(&self, stop: &Stop) -> Result<Vec<Listed>, SourceError> {
         let version = |json: &Json| -> Result<String, JsonError> {
             json.object("", &["imageLayoutVersion"])?.required_string("imageLayoutVersion").map(str::to_owned)
         };
@@ -57,7 +57,9 @@ impl Place {
     }
 
     /// The manifest with this name; without one, the only manifest.
-    fn select(&self, listed: Vec<Listed>, name: Option<&str>) -> Result<Descriptor, SourceError> {
+    fn select(&self, mut listed: Vec<Listed>, name: Option<&str>) -> Result<Descriptor, SourceError> {
+        // `cosign save` gives what it attaches the name of the image.
+        listed.retain(|entry| attached::kind(entry).is_none());
         let known = names(&listed);
         let Some(name) = name else {
             // The same manifest under several names is still one.

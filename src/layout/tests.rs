@@ -12,6 +12,8 @@ use crate::oci::{IMAGE_MANIFEST, Reference, Transport};
 #[cfg(test)]
 mod archives;
 #[cfg(test)]
+mod attached;
+#[cfg(test)]
 mod kits;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";

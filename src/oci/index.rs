@@ -25,6 +25,8 @@ pub struct Listed {
     pub name: Option<String>,
     /// What it is for: `linux/arm64`.
     pub platform: Option<String>,
+    /// What kind of artifact it is said to be.
+    pub artifact_type: Option<String>,
     /// Its other annotations.
     pub annotations: Vec<(String, String)>,
 }
@@ -86,27 +88,44 @@ impl Index {
         Self::read(json, "", limits::LAYOUT_MANIFESTS)
     }
 
-    fn read(json: &Json, announced: &str, limit: usize) -> Result<Self, IndexError> {
-        let document = json.object("", &["schemaVersion", "mediaType", "manifests", "config", "layers"])?;
-        for claimed in [Some(announced).filter(|claimed| !claimed.is_empty()), document.string("mediaType")?].into_iter().flatten() {
-            if ![IMAGE_INDEX, DOCKER_MANIFEST_LIST].contains(&claimed) {
-                return Err(IndexError::MediaType(claimed.to_owned()));
+    /// Reads a list of referrers, which nobody vouches for either. An entry that cannot be read takes no other with it.
+    pub(crate) fn of_referrers(bytes: &[u8]) -> Result<(Self, Vec<IndexError>), IndexError> {
+        let (mut manifests, mut malformed) = (Vec::new(), Vec::new());
+        for (at, element) in entries(&Json::parse(bytes)?, "")? {
+            match Listed::read(element, &at) {
+                Ok(listed) => manifests.push(listed),
+                Err(error) => malformed.push(error),
             }
         }
-        if let Some(other) = ["config", "layers"].into_iter().find(|key| document.get(key).is_some()) {
-            return Err(IndexError::Ambiguous(other));
-        }
-        match document.required_size("schemaVersion")? {
-            2 => {}
-            other => return Err(IndexError::SchemaVersion(other)),
-        }
-        let elements = document.array("manifests")?;
+        Ok((Self { manifests }, malformed))
+    }
+
+    fn read(json: &Json, announced: &str, limit: usize) -> Result<Self, IndexError> {
+        let elements = entries(json, announced)?;
         if elements.len() > limit {
             return Err(IndexError::TooMany { count: elements.len(), limit });
         }
         let manifests = elements.into_iter().map(|(at, element)| Listed::read(element, &at)).collect::<Result<_, _>>()?;
         Ok(Self { manifests })
     }
+}
+
+/// The entries of a list, and where they stand, if it is one.
+fn entries<'j>(json: &'j Json, announced: &str) -> Result<Vec<(String, &'j Json)>, IndexError> {
+    let document = json.object("", &["schemaVersion", "mediaType", "manifests", "config", "layers"])?;
+    for claimed in [Some(announced).filter(|claimed| !claimed.is_empty()), document.string("mediaType")?].into_iter().flatten() {
+        if ![IMAGE_INDEX, DOCKER_MANIFEST_LIST].contains(&claimed) {
+            return Err(IndexError::MediaType(claimed.to_owned()));
+        }
+    }
+    if let Some(other) = ["config", "layers"].into_iter().find(|key| document.get(key).is_some()) {
+        return Err(IndexError::Ambiguous(other));
+    }
+    match document.required_size("schemaVersion")? {
+        2 => {}
+        other => return Err(IndexError::SchemaVersion(other)),
+    }
+    Ok(document.array("manifests")?)
 }
 
 impl Listed {
@@ -123,7 +142,9 @@ impl Listed {
         let mut annotations: Vec<_> =
             entry.strings("annotations")?.into_iter().map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
         let name = annotations.iter().position(|(key, _)| key == REF_NAME).map(|at| annotations.remove(at).1);
-        Ok(Self { descriptor: descriptor(json, at)?, name, platform, annotations })
+        // It only helps to find things, so a wrong one is none.
+        let artifact_type = entry.string("artifactType").ok().flatten().map(str::to_owned);
+        Ok(Self { descriptor: descriptor(json, at)?, name, platform, artifact_type, annotations })
     }
 }
 

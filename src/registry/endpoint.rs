@@ -1,8 +1,9 @@
 //! One repository of one registry: its URLs, the HTTP client, and one request with everything that HTTP and authorization may do to it.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -30,6 +31,9 @@ pub(super) struct Endpoint {
     api: Url,
     roots: Vec<Certificate>,
     client: OnceLock<Client>,
+    /// URLs that are asked for right now, and whether the registry led from there to another host. The client's own answer does not tell where
+    /// it was when nothing came.
+    watched: Arc<Mutex<HashMap<Url, bool>>>,
     session: RwLock<Arc<Session>>,
     pub(super) renewing: tokio::sync::Mutex<()>,
 }
@@ -91,6 +95,7 @@ impl Endpoint {
             api,
             roots,
             client: OnceLock::new(),
+            watched: Arc::default(),
             session: RwLock::default(),
             renewing: tokio::sync::Mutex::new(()),
         })
@@ -135,11 +140,18 @@ impl Endpoint {
 
     fn build_client(&self) -> reqwest::Result<Client> {
         let builder = || {
+            let watched = Arc::clone(&self.watched);
             Client::builder()
                 .user_agent(concat!("kitfs/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(self.timing.connect)
                 .referer(false)
-                .redirect(Policy::custom(|attempt| {
+                .redirect(Policy::custom(move |attempt| {
+                    if let Some(first) = attempt.previous().first()
+                        && first.origin() != attempt.url().origin()
+                        && let Some(led) = watched.lock().unwrap_or_else(PoisonError::into_inner).get_mut(first)
+                    {
+                        *led = true;
+                    }
                     let from_https = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
                     if attempt.previous().len() > limits::REDIRECTS {
                         attempt.error(RedirectError::TooMany)
@@ -160,6 +172,15 @@ impl Endpoint {
     /// Asks for `url`. What comes back has status 200, 206 or 416; all else is a failure. One new authorization, and one new redirect
     /// where the target of the first refused, are part of it.
     pub(super) async fn get(&self, url: &Url, what: &str, accept: Option<&str>, range: Option<&str>) -> Result<Response, Failure> {
+        let response = self.ask(url, what, accept, range).await?;
+        match response.status().as_u16() {
+            200 | 206 | 416 => Ok(response),
+            _ => Err(self.refused(response, what).await),
+        }
+    }
+
+    /// The same, with any status.
+    pub(super) async fn ask(&self, url: &Url, what: &str, accept: Option<&str>, range: Option<&str>) -> Result<Response, Failure> {
         let mut renewed = false;
         let mut redirected_anew = false;
         loop {
@@ -179,18 +200,32 @@ impl Endpoint {
             // A registry may redirect within itself; then the answer is its own.
             let elsewhere = target.origin() != url.origin();
             match response.status().as_u16() {
-                200 | 206 | 416 => return Ok(response),
                 401 | 403 if elsewhere && !redirected_anew => redirected_anew = true,
                 404 | 410 if elsewhere && !redirected_anew => redirected_anew = true,
                 401 | 403 if !elsewhere && !renewed => {
                     renewed = true;
                     if !self.renew(&session, challenge(response.headers()), what).await? {
-                        return Err(self.refused(response, what).await);
+                        return Ok(response);
                     }
                 }
-                _ => return Err(self.refused(response, what).await),
+                _ => return Ok(response),
             }
         }
+    }
+
+    /// Does `work`, which asks for `url`, and says whether the registry led to another host meanwhile.
+    pub(super) async fn watching<T>(&self, url: &Url, work: impl Future<Output = T>) -> (T, bool) {
+        let watched = || self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched().insert(url.clone(), false);
+        // Of a work that is dropped an entry stays behind, which says nothing to the next one.
+        let done = work.await;
+        let led = watched().remove(url).unwrap_or_default();
+        (done, led)
+    }
+
+    /// Whether `url` is this registry's own, and of the repository.
+    pub(super) fn is_ours(&self, url: &Url) -> bool {
+        url.origin() == self.api.origin() && url.path().starts_with(&format!("{}{}/", self.api.path(), self.repository))
     }
 
     /// Sends one request; the head of the answer has to come before the stall limit.

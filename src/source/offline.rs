@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 
-use super::{BlobStream, Resolved, Source, SourceError};
+use super::{Attached, Attachments, BlobStream, DocumentKind, Resolved, Source, SourceError};
 use crate::descriptor::Descriptor;
 use crate::oci::RegistryName;
 use crate::verify::Unverified;
@@ -40,12 +40,17 @@ impl Source for Offline {
         Box::pin(async { Err(self.refuse("the manifest".to_owned())) })
     }
 
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
+    fn document_as<'a>(&'a self, descriptor: &'a Descriptor, _kind: DocumentKind) -> BoxFuture<'a, Result<Unverified<Bytes>, SourceError>> {
         Box::pin(async { Err(self.refuse(descriptor.digest.to_string())) })
     }
 
     fn blob(&self, descriptor: &Descriptor, _from: u64) -> BlobStream {
         let refused = Err(self.refuse(descriptor.digest.to_string()));
         Box::pin(stream::iter([refused]))
+    }
+
+    /// Nothing, and nothing is missing: without the network the cache is all that there is.
+    fn attached<'a>(&'a self, _attachments: &'a Attachments) -> BoxFuture<'a, Attached> {
+        Box::pin(async { Attached::default() })
     }
 }

@@ -96,6 +96,7 @@ pub(super) fn sync(store: &Inner) -> Result<(), StoreError> {
         rustix::fs::fsync(&file).map_err(disk("syncing a document"))?;
     }
     store.blobs.sync()?;
+    store.attached.sync()?;
     store.references.sync()
 }
 
@@ -104,7 +105,7 @@ fn reference_name(reference: &str) -> String {
 }
 
 /// Writes a file and renames it to its name. It is synced when somebody asks for it ([`sync`]): one that a power cut leaves empty is fetched again.
-fn write(store: &Inner, dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+pub(super) fn write(store: &Inner, dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let temporary = format!("document.{:016x}", fastrand::u64(..));
     let outcome = write_as(&store.ingest, &temporary, bytes).and_then(|file| {
         store.ingest.rename_over(&temporary, dir, name)?;

@@ -1,4 +1,4 @@
-//! The locks of the store. Order: ingest, use, `lock`.
+//! The locks of the store. Order: ingest, use, `lock`. That of what is attached stands alone.
 //!
 //! All are flocks: the kernel lets go of them when their holder dies, however it dies, and two descriptors of one process contend like two
 //! processes. Lock files are never unlinked, so that nobody can hold a lock on a file that others do not find any more.
@@ -50,6 +50,21 @@ impl DecisionLock {
     pub(super) fn take(top: &Dir) -> Result<Self, StoreError> {
         let file = top.lock_file("lock")?;
         wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of the cache")?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Whoever changes a record of what is attached to a manifest holds this: two who add to one at once both read it first.
+#[derive(Debug)]
+pub(super) struct RecordLock {
+    _file: File,
+}
+
+impl RecordLock {
+    /// Takes the lock, which is made if it is not there. It is held for a small file at a time.
+    pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
+        let file = locks.lock_file("attached")?;
+        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of what is attached")?;
         Ok(Self { _file: file })
     }
 }

@@ -15,7 +15,7 @@ use kitfs::source::Source as _;
 use super::client::{MANY, ONE, descriptor, kind, open, options, read, timing};
 
 /// Serves each request by `answer`: request (head and as much of the body as came with it) → the bytes to send, then the end.
-fn serve(answer: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> String {
+pub fn serve(answer: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let host = listener.local_addr().expect("bound").to_string();
     let (answer, own) = (Arc::new(answer), host.clone());

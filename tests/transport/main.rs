@@ -9,3 +9,4 @@ mod blobs;
 mod client;
 mod documents;
 mod hostile;
+mod referrers;
