@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
 use crate::digest::Digest;
 use crate::filter::Selection;
 use crate::limits::PLAN_BYTES;
@@ -65,9 +66,24 @@ pub struct MountPlan {
     /// Datasets that live elsewhere, for `kitfs status`.
     #[serde(default)]
     pub remote: Vec<RemoteRecord>,
+    /// Why each kit was admitted: the kit itself, then those that it refers to, in their order.
+    #[serde(default)]
+    pub admissions: Vec<Admission>,
+    /// Where what happens to the mount is recorded.
+    #[serde(default)]
+    pub audit: Option<AuditPlan>,
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
     pub lacking: Lacking,
+}
+
+/// Where what happens to a mount is recorded, beside its log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPlan {
+    /// The file, absolute.
+    pub path: PathBuf,
+    /// The mount comes about although it cannot be recorded.
+    pub best_effort: bool,
 }
 
 /// A kit that another one refers to.

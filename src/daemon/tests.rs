@@ -37,6 +37,8 @@ impl Stage {
             references: Vec::new(),
             include_remote: false,
             remote: Vec::new(),
+            admissions: Vec::new(),
+            audit: None,
             lacking: Lacking::default(),
         };
         let (interrupts, interrupt) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");

@@ -42,8 +42,7 @@ mod tests {
     use crate::fixtures::{self, verified};
     use crate::kit::Kit;
     use crate::oci::IMAGE_MANIFEST;
-    use crate::plan::{Lacking, Prefetch, ReferenceRecord};
-    use crate::source::SourceOptions;
+    use crate::plan::ReferenceRecord;
 
     /// The plan of the fixture with three kits.
     fn plan() -> MountPlan {
@@ -65,26 +64,12 @@ mod tests {
         };
         let root = planned("top");
         MountPlan {
-            id: "0".into(),
-            mountpoint: "/nonexistent".into(),
             reference: root.found.reference,
-            shown_source: String::new(),
             digest: root.found.digest,
-            run_dir: "/nonexistent".into(),
-            cache_dir: "/nonexistent".into(),
-            uid: 0,
-            gid: 0,
-            allow_other: false,
-            no_passthrough: false,
-            prefetch: Prefetch::None,
-            selection: crate::filter::Selection::default(),
-            access: SourceOptions::default(),
             manifest: root.manifest,
             config: root.config,
             references: vec![planned("mid"), planned("base")],
-            include_remote: false,
-            remote: Vec::new(),
-            lacking: Lacking::default(),
+            ..fixtures::mount_plan()
         }
     }
 

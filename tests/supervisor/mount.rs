@@ -10,11 +10,12 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kitfs::admission::{Admission, DecidedPolicy};
 use kitfs::daemon::Ready;
 use kitfs::digest::{Algorithm, Digest};
 use kitfs::log::Destination;
 use kitfs::mountinfo;
-use kitfs::plan::{Lacking, MountPlan, Prefetch};
+use kitfs::plan::{AuditPlan, Lacking, MountPlan, Prefetch};
 use kitfs::run::{MountDir, MountState, Phase, RunDir};
 use kitfs::supervisor;
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,11 +35,13 @@ pub struct Setup {
     /// Whether somebody waits for the mount to serve.
     pub awaited: bool,
     pub prepare: fn(&Stage),
+    /// The audit file, by its name in the folder of the test, and whether best effort will do.
+    pub audit: Option<(&'static str, bool)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { lacking: Lacking::default(), no_passthrough: false, unprivileged: false, awaited: true, prepare: |_| {} }
+        Self { lacking: Lacking::default(), no_passthrough: false, unprivileged: false, awaited: true, prepare: |_| {}, audit: None }
     }
 }
 
@@ -103,6 +106,8 @@ impl Mount {
             references: Vec::new(),
             include_remote: false,
             remote: Vec::new(),
+            admissions: vec![admission()],
+            audit: setup.audit.map(|(name, best_effort)| AuditPlan { path: path(name), best_effort }),
             lacking: setup.lacking,
         };
         fs::write(path("plan.json"), serde_json::to_vec(&plan).expect("plain data")).expect("room");
@@ -164,6 +169,19 @@ impl Mount {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// The events in the audit file `name`: each its code and its status.
+    pub fn recorded(&self, name: &str) -> Vec<(String, String)> {
+        let text = fs::read_to_string(self.folder.path().join(name)).expect("an audit file");
+        let events = text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON"));
+        let shown = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+        events.map(|event: serde_json::Value| (shown(&event["metadata"]["event_code"]), shown(&event["status"]))).collect()
+    }
+
+    /// A file in the folder of the test.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     pub fn is_mounted(&self) -> bool {
         mountinfo::at(&self.plan.mountpoint).expect("readable").is_some()
     }
@@ -218,6 +236,22 @@ impl Drop for Mount {
                 break;
             }
         }
+    }
+}
+
+/// By a policy, with a claim.
+fn admission() -> Admission {
+    let digest = Digest::of(Algorithm::Sha256, b"");
+    let policy = DecidedPolicy { set: "host".into(), name: "signed".into(), digest, mode: "enforce".into(), met: true };
+    Admission {
+        reference: "oci:/kits,suid".into(),
+        claim: Some("reg.example/acme/m:v1".into()),
+        digest,
+        at: "2026-11-24T10:00:00Z".parse().expect("a time"),
+        policies: vec![policy],
+        trust_roots: Vec::new(),
+        counted: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
