@@ -5,7 +5,7 @@
 //! in the output of `status`, where the error itself cannot.
 
 use std::error::Error;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -103,6 +103,22 @@ pub fn inert(text: &str, limit: usize) -> String {
         }
     }
     shown
+}
+
+/// JSON with everything that a terminal would act on escaped as JSON escapes it. Line feeds stay: those in strings were escaped by whoever wrote it.
+pub fn inert_json(json: &str) -> String {
+    let mut inert = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if letter != '\n' && acts_on_a_terminal(letter) {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                // Writing into a String cannot fail.
+                _ = write!(inert, "\\u{unit:04x}");
+            }
+        } else {
+            inert.push(letter);
+        }
+    }
+    inert
 }
 
 /// Whether a terminal does something else with `letter` than showing it, or shows nothing. Every text from outside is escaped by this.

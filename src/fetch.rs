@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::{Handle, Runtime};
 
+use crate::digest::Digest;
 use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, DEMANDED_FETCHES_MAX};
@@ -25,6 +26,7 @@ pub struct Fetcher {
     connected: Mutex<Option<Connected>>,
     inner: Mutex<Inner>,
     listener: OnceLock<Listener>,
+    witness: OnceLock<Witness>,
 }
 
 /// Opens one of the sources by its number, when the first layer has to come from it.
@@ -32,6 +34,9 @@ pub type Connect = Box<dyn Fn(usize) -> Result<Arc<dyn Source>, SourceError> + S
 
 /// Told once for every fetch that ends: the layer's slot, and the layer or why there is none.
 pub type Listener = Box<dyn Fn(u16, Result<VerifiedLayer, Failed>) + Send + Sync>;
+
+/// Told of each fetch that ends because the content is not what its digest says: the layer, and what was expected and what came.
+pub type Witness = Box<dyn Fn(&Digest, &str) + Send + Sync>;
 
 /// The last failure of a layer.
 #[derive(Debug, Clone)]
@@ -95,13 +100,28 @@ impl Fetcher {
     /// A fetcher for the layers of a plan, each with the number of its source; the n-th has slot n + 1.
     pub fn new(store: Store, layers: Vec<(LayerSpec, usize)>, connect: Connect) -> Arc<Self> {
         let inner = Inner { layers: vec![State::default(); layers.len()], ..Inner::default() };
-        Arc::new(Self { store, layers, connect, connected: Mutex::new(None), inner: Mutex::new(inner), listener: OnceLock::new() })
+        Arc::new(Self {
+            store,
+            layers,
+            connect,
+            connected: Mutex::new(None),
+            inner: Mutex::new(inner),
+            listener: OnceLock::new(),
+            witness: OnceLock::new(),
+        })
     }
 
     /// Sets who is told how fetches end; before the first wish.
     pub fn listen(&self, listener: Listener) {
         if self.listener.set(listener).is_err() {
             unreachable!("a mount has one listener, set when it is put together");
+        }
+    }
+
+    /// Sets who is told of content that is not what its digest says; before the first wish.
+    pub fn report_mismatches(&self, witness: Witness) {
+        if self.witness.set(witness).is_err() {
+            unreachable!("a mount has one record, set when it is put together");
         }
     }
 
@@ -218,6 +238,10 @@ impl Fetcher {
             }
             (Err(_), Some(failed)) => {
                 tracing::warn!(layer = %digest, error = failed.message, "layer failed");
+                // Before a reader hears of it.
+                if let (ErrorClass::Content, Some(witness)) = (failed.class, self.witness.get()) {
+                    witness(&digest, &failed.message);
+                }
                 self.tell(slot, Err(failed));
             }
             (Err(_), None) => unreachable!("a fetch that ends with an error is recorded as failed"),

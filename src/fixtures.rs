@@ -8,6 +8,10 @@ use std::{fs, io};
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::admission::{
+    Admission, AuthorityReport, CandidateReport, Counted, DecidedPolicy, NamedRoot, PolicyReport, ReasonReport, Report, SetReport,
+    TimeReport,
+};
 use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::oci::IMAGE_MANIFEST;
@@ -33,6 +37,108 @@ pub(crate) fn cases(kind: &str) -> Vec<Case> {
 
 pub(crate) fn case(kind: &str, name: &str) -> Case {
     cases(kind).into_iter().find(|case| case.name == name).expect(name)
+}
+
+/// An admission by the policy `signed` of the host, met by a bundle for each of `signers`.
+pub(crate) fn admission(reference: &str, signers: &[&str]) -> Admission {
+    let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+    let counted = signers.iter().map(|signer| Counted {
+        policy: "signed".into(),
+        authority: "team".into(),
+        digest: digest(signer),
+        manifest: digest("manifest"),
+        format: "bundle".into(),
+        predicate_type: Some("https://sigstore.dev/cosign/sign/v1".into()),
+        signer: (*signer).to_owned(),
+        issuer: Some("https://issuer.example".into()),
+        subject: Some((*signer).to_owned()),
+        key: None,
+        times: vec!["2026-11-20T10:00:00Z".parse().expect("a time")],
+        log_index: Some(7),
+    });
+    Admission {
+        reference: reference.to_owned(),
+        claim: None,
+        digest: digest(reference),
+        at: "2026-11-24T10:00:00Z".parse().expect("a time"),
+        policies: vec![DecidedPolicy {
+            set: "host".into(),
+            name: "signed".into(),
+            digest: digest("policy"),
+            mode: "enforce".into(),
+            met: true,
+        }],
+        trust_roots: vec![NamedRoot { set: "host".into(), name: "trusted-root".into(), digest: digest("root") }],
+        counted: counted.collect(),
+        warnings: Vec::new(),
+    }
+}
+
+/// The report of a decision that admitted so.
+pub(crate) fn report_of(admission: Admission) -> Report {
+    let candidates = admission.counted.iter().map(|counted| CandidateReport {
+        digest: counted.digest.to_string(),
+        manifest: counted.manifest.to_string(),
+        found_at: "referrers of reg.example/acme/m".into(),
+        format: "bundle",
+        predicate_type: counted.predicate_type.clone(),
+        signer: Some(counted.signer.clone()),
+        issuer: counted.issuer.clone(),
+        times: vec![TimeReport { source: "log", time: "2026-11-20T10:00:00Z".into() }],
+        log_index: counted.log_index,
+        counts: true,
+        code: None,
+        message: None,
+    });
+    let candidates: Vec<CandidateReport> = candidates.collect();
+    let policies = admission.policies.iter().map(|policy| PolicyReport {
+        name: policy.name.clone(),
+        digest: policy.digest.to_string(),
+        mode: if policy.mode == "warn" { "warn" } else { "enforce" },
+        matched_by: vec!["** matches reg.example/acme/m".into()],
+        met: policy.met,
+        rule: None,
+        authorities: vec![AuthorityReport {
+            name: "team".into(),
+            wants: "somebody of the team".into(),
+            met: true,
+            why: None,
+            candidates: candidates.clone(),
+        }],
+    });
+    Report {
+        decision: "admit",
+        reference: admission.reference.clone(),
+        claim: admission.claim.clone(),
+        digest: Some(admission.digest.to_string()),
+        reasons: Vec::new(),
+        sets: vec![SetReport { name: "host", enforces: true, met: true, policies: policies.collect() }],
+        rego_input: None,
+        evidence: Some(admission),
+        searched: vec!["referrers of reg.example/acme/m".into()],
+        unread: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
+/// The same, refused: the bundles do not count.
+pub(crate) fn refused(admission: Admission) -> Report {
+    let mut report = report_of(admission);
+    (report.decision, report.evidence) = ("deny", None);
+    report.reasons = vec![ReasonReport { code: "wrong-key".into(), message: "signed by another key".into() }];
+    for set in &mut report.sets {
+        set.met = false;
+        for policy in &mut set.policies {
+            policy.met = false;
+            for authority in &mut policy.authorities {
+                authority.met = false;
+                for candidate in &mut authority.candidates {
+                    (candidate.counts, candidate.code) = (false, Some("wrong-key".into()));
+                }
+            }
+        }
+    }
+    report
 }
 
 impl Case {

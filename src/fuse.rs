@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) gid: u32,
     /// Files with a data file of their own are read by the kernel itself. One mode for the whole mount: an inode cannot have two.
     pub(crate) passthrough: bool,
+    /// What the root's attributes say of the decisions that the mount rests on.
+    pub(crate) attributes: Vec<(&'static str, String)>,
     /// What `statfs` shows: the sum of the layers' sizes in bytes.
     pub(crate) size: u64,
 }
@@ -314,9 +316,13 @@ impl Shared {
     }
 
     fn xattrs(&self, id: u64) -> Result<Vec<(&'static str, String)>, Errno> {
-        let node = self.fs.node(NodeId::from_wire(id))?;
+        let id = NodeId::from_wire(id);
+        let node = self.fs.node(id)?;
         let mut xattrs =
             vec![("user.kitfs.reference", self.fs.reference().to_owned()), ("user.kitfs.digest", self.fs.digest().to_string())];
+        if id == NodeId::ROOT {
+            xattrs.extend(self.attributes.iter().cloned());
+        }
         let layer = self.fs.tree().layer_of(node).and_then(|slot| self.fs.specs().nth(usize::from(slot) - 1));
         if let Some(spec) = layer {
             xattrs.push(("user.kitfs.layer", spec.descriptor.digest.to_string()));

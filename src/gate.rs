@@ -5,14 +5,12 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use crate::admission::{Admitted, Decision, Docket, NotAdmitted, Provenance, Question, Rulebook, Verdict};
 use crate::failure::{ErrorClass, chain};
 use crate::filter::Selection;
-use crate::limits;
 use crate::oci::{Reference, Transport};
 use crate::policy::{Name, Names};
 use crate::referrers::{self, Ended, Gap, Place, Request};
@@ -134,8 +132,7 @@ impl Gate<'_> {
             }
         }
         let subjects: Vec<_> = std::iter::once(question.digest).chain(question.index).collect();
-        let until = Instant::now() + Duration::from_secs(limits::DECISION_S);
-        let request = Request { subjects: &subjects, places: &places, store: self.access.store, until };
+        let request = Request { subjects: &subjects, places: &places, store: self.access.store, until: referrers::deadline() };
         let mut ended = referrers::search(&request, self.access.runtime, &mut |candidate| {
             docket.add(candidate);
             if self.search == Search::UntilSettled && docket.is_settled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -22,10 +22,12 @@
 
 pub mod admission;
 pub mod archive;
+pub mod audit;
 pub mod cli;
 pub mod control;
 pub mod credentials;
 pub mod daemon;
+pub mod decided;
 pub mod descriptor;
 pub mod detach;
 pub mod digest;
@@ -69,6 +71,7 @@ pub mod tree;
 pub mod tuf;
 pub mod umount;
 pub mod verify;
+pub mod vsa;
 pub mod wait;
 pub(crate) mod wire;
 pub mod worker;

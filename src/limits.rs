@@ -175,8 +175,6 @@ pub const BUNDLE_TIMESTAMPS: usize = 8;
 pub const BUNDLE_CERTIFICATES: usize = 10;
 /// Bytes of a public key in PEM. The longest that is taken (RSA with 8192 bits) has less than two kilobytes.
 pub const KEY_BYTES: usize = 16 << 10;
-/// Seconds that may be looked for what a decision on a kit needs. Not part of [`BEFORE_MOUNT_S`]: who signs much must not be shut out by it.
-pub const DECISION_S: u64 = 60;
 /// Bytes of a trusted root. That of the public good instance has 7 KiB.
 pub const TRUSTED_ROOT_BYTES: u64 = 4 << 20;
 /// How far a signed time may lie ahead of the host's clock.
@@ -479,3 +477,13 @@ pub const REGO_WATCH_INTERVAL: Duration = Duration::from_millis(5);
 pub const REGO_STACK_BYTES: usize = 16 << 20;
 /// Messages of a rule that are told: more than anybody reads.
 pub const REGO_MESSAGES: usize = 20;
+
+// ---- records
+
+/// Bytes of a line of the audit file, its end included. A line has a few kilobytes; what reads such files takes 64 KiB at once.
+pub const AUDIT_LINE_BYTES: usize = 64 << 10;
+/// How much of each text and of each list a line of the audit file has, as bytes in JSON and as items: the first that fits into
+/// [`AUDIT_LINE_BYTES`]. Even the first is a limit, since texts come from outside; the last always fits.
+pub const AUDIT_ROOM: [(usize, usize); 3] = [(8 << 10, 256), (1 << 10, 64), (160, 8)];
+/// Bytes of an attribute of a mount's root. The kernel takes 64 KiB; whoever reads one seldom has room for more than a page.
+pub const ATTRIBUTE_BYTES: usize = 4096;

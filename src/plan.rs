@@ -75,6 +75,9 @@ pub struct MountPlan {
     /// Datasets that live elsewhere, for `kitfs status`.
     #[serde(default)]
     pub remote: Vec<RemoteRecord>,
+    /// Where what happens to the mount is recorded.
+    #[serde(default)]
+    pub audit: Option<AuditPlan>,
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
     pub lacking: Lacking,
@@ -110,8 +113,19 @@ pub struct Mounting {
     pub access: SourceOptions,
     /// See [`MountPlan::include_remote`].
     pub include_remote: bool,
+    /// See [`MountPlan::audit`].
+    pub audit: Option<AuditPlan>,
     /// See [`MountPlan::lacking`].
     pub lacking: Lacking,
+}
+
+/// Where what happens to a mount is recorded, beside its log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPlan {
+    /// The file, absolute.
+    pub path: PathBuf,
+    /// The mount comes about although it cannot be recorded.
+    pub best_effort: bool,
 }
 
 /// A kit that another one refers to.
@@ -213,7 +227,7 @@ impl MountPlan {
         };
         let (manifest, config) = documents(&members[0]);
         let Mounting { id, mountpoint, run_dir, cache_dir, uid, gid, allow_other, no_passthrough, prefetch, .. } = mounting;
-        let Mounting { selection, access, include_remote, lacking, .. } = mounting;
+        let Mounting { selection, access, include_remote, audit, lacking, .. } = mounting;
         Self {
             id,
             mountpoint,
@@ -234,6 +248,7 @@ impl MountPlan {
             references: ReferenceRecord::all(pinned).into_iter().zip(&members[1..]).map(planned).collect(),
             include_remote,
             remote: RemoteRecord::all(pinned),
+            audit,
             lacking,
             admissions: kits.admitted().iter().map(|admitted| admitted.admission().clone()).collect(),
         }
@@ -262,9 +277,16 @@ impl MountPlan {
             references: Vec::new(),
             include_remote: false,
             remote: Vec::new(),
+            audit: None,
             lacking: Lacking::default(),
             admissions: Vec::new(),
         }
+    }
+
+    /// The same with these admissions.
+    #[cfg(test)]
+    pub(crate) fn admitted_by(self, admissions: Vec<Admission>) -> Self {
+        Self { admissions, ..self }
     }
 
     /// Why each of the kits was admitted: the one that was asked for first, then those of [`MountPlan::references`] in their order.

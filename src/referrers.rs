@@ -91,26 +91,3 @@ pub struct Gap {
     /// The repository, as in [`Candidate::repository`].
     pub repository: Option<Name>,
 }
-
-/// What is looked for, and where.
-#[derive(Debug)]
-pub struct Request<'a> {
-    /// The kit, and the index that it was chosen from.
-    pub subjects: &'a [Digest],
-    /// Where, beside the store.
-    pub places: &'a [Place],
-    /// The store, which is one more place, and keeps what is found.
-    pub store: &'a crate::store::Store,
-    /// When it has to end.
-    pub until: std::time::Instant,
-}
-
-/// Looks for candidates. `see` gets each of them, and says whether it wants more.
-pub fn search(
-    request: &Request<'_>,
-    runtime: &tokio::runtime::Handle,
-    see: &mut dyn FnMut(Candidate) -> std::ops::ControlFlow<()>,
-) -> Ended {
-    _ = (request, runtime, see);
-    Ended::default()
-}

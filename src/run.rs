@@ -18,12 +18,14 @@ use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
+use crate::audit::Trail;
 use crate::detach::{Detached, detach};
 use crate::digest::Digest;
 use crate::failure::chain;
 use crate::limits::{ABANDONED_AFTER, RUN_DOCUMENT_BYTES};
 use crate::mountinfo::{self, MountEntry};
-use crate::plan::{ReferenceRecord, RemoteRecord};
+use crate::plan::{AuditPlan, ReferenceRecord, RemoteRecord};
 use crate::source::SourceOptions;
 
 /// The run directory; cheap to clone.
@@ -76,6 +78,12 @@ pub struct MountRecord {
     /// How the registry was spoken to.
     #[serde(default)]
     pub access: SourceOptions,
+    /// Why each kit was admitted: the kit itself, then those that it refers to.
+    #[serde(default)]
+    pub admissions: Vec<Admission>,
+    /// Where what happens to it is recorded.
+    #[serde(default)]
+    pub audit: Option<AuditPlan>,
 }
 
 /// `state.json`: how the mount is.
@@ -412,6 +420,8 @@ impl MountDir {
         let record = self.read_record().ok().flatten();
         if let Some(record) = &record {
             self.detach_dead(record)?;
+            // It could not do that itself. What keeps it from being recorded keeps nothing from being cleaned up, and is told in there.
+            _ = Trail::of_dead(record).end(Some("its supervisor died"));
         }
         self.remove()?;
         Ok(record)

@@ -23,6 +23,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use self::session::Mounted;
 use self::worker::{Death, Worker};
+use crate::audit::{AuditError, Trail};
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
 use crate::failure::chain;
@@ -59,6 +60,9 @@ pub enum SupervisorError {
         #[source]
         source: io::Error,
     },
+    /// It has to be recorded, and cannot be.
+    #[error("the mount cannot be recorded, so it does not come about")]
+    Audit(#[from] AuditError),
     /// No worker came to serve.
     #[error("the mount cannot be served: {0}")]
     Worker(String),
@@ -71,7 +75,10 @@ pub enum SupervisorError {
 /// waits for that is gone by then, nothing stays mounted.
 pub fn run(plan: &MountPlan, dir: &MountDir, log: &Destination, alive: Alive, ready: Ready) -> Result<(), SupervisorError> {
     let mut ready = Some(ready);
-    let mut outcome = Supervisor::new(plan, dir, log).and_then(|mut supervisor| supervisor.serve(&mut ready));
+    let trail = Trail::new(plan);
+    let mut outcome = Supervisor::new(plan, dir, log, &trail).and_then(|mut supervisor| supervisor.serve(&mut ready));
+    // It may be recorded already, and what keeps it from being recorded is in the log.
+    _ = trail.end(outcome.as_ref().err().map(|error| chain(error)).as_deref());
     if let Err(error) = dir.remove() {
         tracing::warn!(error = &error as &dyn Error, "run directory of the mount");
     }
@@ -89,6 +96,7 @@ struct Supervisor<'a> {
     plan_fd: OwnedFd,
     /// Where workers log to.
     log: &'a Destination,
+    trail: &'a Trail,
     mounted: Mounted,
     page: Page,
     dir: &'a MountDir,
@@ -126,7 +134,7 @@ struct Ticks {
 const TICK: Duration = Duration::from_secs(1);
 
 impl<'a> Supervisor<'a> {
-    fn new(plan: &'a MountPlan, dir: &'a MountDir, log: &'a Destination) -> Result<Self, SupervisorError> {
+    fn new(plan: &'a MountPlan, dir: &'a MountDir, log: &'a Destination, trail: &'a Trail) -> Result<Self, SupervisorError> {
         let own = |what| move |source| SupervisorError::Own { what, source };
         worker::raise_descriptor_limit();
         let plan_fd = plan.seal().map_err(own("its plan"))?;
@@ -134,6 +142,7 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
+        trail.begin()?;
         let mounted =
             session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
         let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
@@ -142,6 +151,7 @@ impl<'a> Supervisor<'a> {
             plan,
             plan_fd,
             log,
+            trail,
             mounted,
             page,
             dir,
@@ -182,6 +192,7 @@ impl<'a> Supervisor<'a> {
                     0 => format!("its worker does not come to serve within {} s", START_LIMIT.as_secs()),
                     times => format!("its worker ended {times} times, see {}", self.dir.log_path().display()),
                 });
+                _ = self.trail.end(Some(&message));
                 self.give_up();
                 return Err(SupervisorError::Worker(message));
             }
@@ -471,7 +482,10 @@ impl<'a> Supervisor<'a> {
             Err(error) => return failed(&error),
         }
         self.detached = true;
-        Response::Done
+        match self.trail.end(None) {
+            Some(error) => Response::Unrecorded { message: chain(&error) },
+            None => Response::Done,
+        }
     }
 
     /// Leaves nothing behind of a mount that did not come about.
@@ -498,6 +512,8 @@ impl<'a> Supervisor<'a> {
             references: self.plan.references.iter().map(|kit| kit.found.clone()).collect(),
             remote: self.plan.remote.clone(),
             access: self.plan.access.clone(),
+            admissions: self.plan.admissions().to_vec(),
+            audit: self.plan.audit.clone(),
         }
     }
 

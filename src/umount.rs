@@ -39,6 +39,11 @@ pub enum Request {
 pub enum Response {
     /// The mount is gone from its place.
     Done,
+    /// It is gone, too, but that could not be recorded.
+    Unrecorded {
+        /// Why not.
+        message: String,
+    },
     /// Something has the mount in use; it stays.
     Busy,
     /// It could not be done.
@@ -129,8 +134,15 @@ impl UmountError {
     }
 }
 
+/// That a mount was taken down.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unmounted {
+    /// Why that was not recorded, if it should have been.
+    pub unrecorded: Option<String>,
+}
+
 /// Takes down the mount at `dir`.
-pub fn umount(dir: &Path, lazy: bool, run_dir: &RunDir) -> Result<(), UmountError> {
+pub fn umount(dir: &Path, lazy: bool, run_dir: &RunDir) -> Result<Unmounted, UmountError> {
     let (path, entry) = match mountinfo::find(dir) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -141,7 +153,7 @@ pub fn umount(dir: &Path, lazy: bool, run_dir: &RunDir) -> Result<(), UmountErro
     let Some(entry) = entry.filter(MountEntry::is_kitfs) else {
         // Its supervisor died, and somebody took down what was left: only the folder is there still.
         return match run_dir.clean_up_dead()?.iter().any(|record| record.mountpoint == path) {
-            true => Ok(()),
+            true => Ok(Unmounted::default()),
             false => Err(UmountError::NotMounted { fs_type: mountinfo::at(&path).ok().flatten().map(|entry| entry.fs_type), path }),
         };
     };
@@ -159,12 +171,12 @@ pub fn umount(dir: &Path, lazy: bool, run_dir: &RunDir) -> Result<(), UmountErro
 }
 
 /// What became of the mount at a path.
-pub type Outcome = (PathBuf, Result<(), UmountError>);
+pub type Outcome = (PathBuf, Result<Unmounted, UmountError>);
 
 /// Takes down every mount of the run directory; cleans up the dead ones. Tells what became of each.
 pub fn umount_all(lazy: bool, run_dir: &RunDir) -> Result<Vec<Outcome>, RunError> {
     let cleaned = run_dir.clean_up_dead()?;
-    let mut outcomes: Vec<_> = cleaned.into_iter().map(|record| (record.mountpoint, Ok(()))).collect();
+    let mut outcomes: Vec<_> = cleaned.into_iter().map(|record| (record.mountpoint, Ok(Unmounted::default()))).collect();
     for mount in run_dir.mounts()? {
         let Ok(Some(record)) = mount.read_record() else { continue };
         let path = record.mountpoint.clone();
@@ -173,7 +185,8 @@ pub fn umount_all(lazy: bool, run_dir: &RunDir) -> Result<Vec<Outcome>, RunError
             // Already detached: the supervisor lives on for those who have files open.
             Ok(entries) if !entries.iter().any(is_its) => {}
             Ok(entries) => {
-                let outcome = entries.iter().find(|entry| is_its(entry)).map_or(Ok(()), |entry| ask(&mount, &record, entry, lazy));
+                let outcome =
+                    entries.iter().find(|entry| is_its(entry)).map_or(Ok(Unmounted::default()), |entry| ask(&mount, &record, entry, lazy));
                 outcomes.push((path, outcome));
             }
             Err(source) => outcomes.push((path.clone(), Err(UmountError::Io { path, source }))),
@@ -230,7 +243,7 @@ fn recorded(run_dir: &RunDir, entry: &MountEntry) -> Result<Option<(MountDir, Mo
     Ok(None)
 }
 
-fn ask(mount: &MountDir, record: &MountRecord, entry: &MountEntry, lazy: bool) -> Result<(), UmountError> {
+fn ask(mount: &MountDir, record: &MountRecord, entry: &MountEntry, lazy: bool) -> Result<Unmounted, UmountError> {
     let path = entry.mountpoint.clone();
     let asked = || -> io::Result<Response> {
         let stream = connect(&mount.socket_address())?;
@@ -246,12 +259,15 @@ fn ask(mount: &MountDir, record: &MountRecord, entry: &MountEntry, lazy: bool) -
         }
     }
     match answer {
-        Ok(Response::Done) => {
-            gone(entry)?;
+        Ok(response @ (Response::Done | Response::Unrecorded { .. })) => {
+            let unmounted = gone(entry)?;
             if !lazy {
                 ended(mount);
             }
-            Ok(())
+            Ok(match response {
+                Response::Unrecorded { message } => Unmounted { unrecorded: Some(message) },
+                _ => unmounted,
+            })
         }
         Ok(Response::Busy) => Err(busy(entry)),
         Ok(Response::Failed { message }) => Err(UmountError::Refused { path, message }),
@@ -266,7 +282,7 @@ fn ask(mount: &MountDir, record: &MountRecord, entry: &MountEntry, lazy: bool) -
 }
 
 /// Takes down `entry` without a supervisor.
-fn detach_here(entry: &MountEntry, lazy: bool) -> Result<(), UmountError> {
+fn detach_here(entry: &MountEntry, lazy: bool) -> Result<Unmounted, UmountError> {
     match detach(&entry.mountpoint, entry.mount_id, lazy) {
         Ok(Detached::Done | Detached::NotOurs) => gone(entry),
         Ok(Detached::Busy) => Err(busy(entry)),
@@ -280,7 +296,7 @@ fn busy(entry: &MountEntry) -> UmountError {
 }
 
 /// Waits until `entry` is no longer among the mounts.
-fn gone(entry: &MountEntry) -> Result<(), UmountError> {
+fn gone(entry: &MountEntry) -> Result<Unmounted, UmountError> {
     let failed = |source| UmountError::Io { path: entry.mountpoint.clone(), source };
     let deadline = Instant::now() + UMOUNT_GONE_LIMIT;
     let changes = Changes::watch().map_err(failed)?;
@@ -288,7 +304,7 @@ fn gone(entry: &MountEntry) -> Result<(), UmountError> {
         let is_it =
             |other: &MountEntry| other.mount_id == entry.mount_id && other.device == entry.device && other.mountpoint == entry.mountpoint;
         if !mountinfo::read().map_err(failed)?.iter().any(is_it) {
-            return Ok(());
+            return Ok(Unmounted::default());
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -433,6 +449,8 @@ mod tests {
             references: Vec::new(),
             remote: Vec::new(),
             access: crate::source::SourceOptions::default(),
+            admissions: Vec::new(),
+            audit: None,
         }
     }
 
@@ -489,7 +507,7 @@ mod tests {
         }
         drop(held);
         let remaining = umount_all(true, &run).expect("listed");
-        assert!(matches!(remaining.as_slice(), [(path, Ok(()))] if *path == place), "{remaining:?}");
+        assert!(matches!(remaining.as_slice(), [(path, Ok(_))] if *path == place), "{remaining:?}");
         assert_eq!(mountinfo::at(&place).expect("readable"), None);
         assert!(umount_all(false, &run).expect("listed").is_empty());
     }

@@ -19,7 +19,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use self::house::House;
+use crate::audit::Trail;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
+use crate::decided::attributes;
 use crate::detach::detach;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
@@ -113,6 +115,8 @@ fn serve(
     };
     let layers = lineage.layers.iter().enumerate().map(|(position, layer)| (layer.spec.clone(), lineage.owner(position)));
     let fetcher = Fetcher::new(store.clone(), layers.collect(), connect);
+    let trail = Trail::new(&plan);
+    fetcher.report_mismatches(Box::new(move |layer, message| trail.mismatch(&layer.to_string(), message)));
     // The filesystem tells the waiters what came, and the waiters ask the filesystem how much of it did.
     let filesystem: Arc<OnceLock<Arc<Fs>>> = Arc::default();
     let waiters = {
@@ -157,6 +161,7 @@ fn serve(
         uid: plan.uid,
         gid: plan.gid,
         passthrough,
+        attributes: attributes(plan.admissions()),
         size: lineage.layers.iter().map(|layer| layer.spec.descriptor.size).sum(),
     });
 

@@ -19,6 +19,7 @@ use futures_util::stream;
 use kitfs::descriptor::Descriptor;
 use kitfs::digest::{Algorithm, Digest};
 use kitfs::failure::ErrorClass;
+use kitfs::fetch::{Fetcher, Wanted};
 use kitfs::layer::{Archive, Compression, LayerSpec};
 use kitfs::path::RelPath;
 use kitfs::source::{Attached, Attachments, BlobStream, DocumentKind, Resolved, Source, SourceError};
@@ -303,6 +304,40 @@ fn assert_doubtful(store: &Store, sample: &Sample) {
 }
 
 // ---- tests
+
+#[test]
+fn whoever_fetches_for_a_mount_tells_of_content_that_is_not_what_its_digest_says() {
+    // What the source gives, and whether that is a mismatch.
+    let sample = sample(40, Compression::None, false);
+    let wrong = || Step::Instead(Bytes::from(noise(41, sample.blob.len())));
+    let cases: [(Vec<Step>, bool); 4] = [
+        (vec![wrong(), wrong()], true),
+        (vec![Step::Instead(sample.blob.slice(1..)), Step::Instead(sample.blob.slice(1..))], true),
+        (vec![Step::Fail(0, denied)], false),
+        (vec![], false),
+    ];
+    for (number, (steps, is_mismatch)) in cases.into_iter().enumerate() {
+        let bench = Bench::new();
+        let source: Arc<dyn Source> = Scripted::new(&sample, steps);
+        let fetcher = Fetcher::new(bench.store.clone(), vec![(sample.spec.clone(), 0)], Box::new(move |_| Ok(Arc::clone(&source))));
+        let (told, tells) = std::sync::mpsc::channel();
+        let witness = told.clone();
+        fetcher.report_mismatches(Box::new(move |layer, message| {
+            witness.send(format!("mismatch {layer} {message}")).expect("somebody listens");
+        }));
+        fetcher.listen(Box::new(move |_, outcome| told.send(format!("ended {}", outcome.is_ok())).expect("somebody listens")));
+        assert!(matches!(fetcher.want(1), Wanted::Coming));
+        let limit = std::time::Duration::from_secs(20);
+        let mut heard = tells.recv_timeout(limit).expect("told");
+        if is_mismatch {
+            let digest = sample.spec.descriptor.digest.to_string();
+            assert!(heard.starts_with(&format!("mismatch {digest} layer {digest}: ")), "case {number}: {heard}");
+            heard = tells.recv_timeout(limit).expect("told");
+        }
+        // Whoever waits hears of it only afterwards.
+        assert_eq!(heard, format!("ended {}", number == 3), "case {number}");
+    }
+}
 
 #[test]
 fn a_layer_is_stored_as_it_is_and_recalled() {

@@ -64,6 +64,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         selection: arguments.wanted.selection(),
         access: session.options.clone(),
         include_remote: arguments.wanted.include_remote,
+        audit: None,
         lacking: rehearsal::lacking(),
     };
     let plan = MountPlan::new(&kits, mounting);

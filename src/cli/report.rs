@@ -9,7 +9,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use super::CliError;
-use crate::failure::{acts_on_a_terminal, inert};
+use crate::failure::{inert, inert_json};
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,18 +79,7 @@ pub(crate) fn escaped(text: &str) -> String {
 
 /// `value` as JSON for other programs, with the same characters escaped as JSON escapes them.
 pub(crate) fn json<T: serde::Serialize>(value: &T) -> Result<String, serde_json::Error> {
-    let mut shown = String::new();
-    // The serializer has escaped line feeds in strings; those that are left are its own.
-    for letter in serde_json::to_string_pretty(value)?.chars() {
-        if letter != '\n' && acts_on_a_terminal(letter) {
-            for unit in letter.encode_utf16(&mut [0; 2]) {
-                // Writing into a String cannot fail.
-                _ = write!(shown, "\\u{unit:04x}");
-            }
-        } else {
-            shown.push(letter);
-        }
-    }
+    let mut shown = inert_json(&serde_json::to_string_pretty(value)?);
     shown.push('\n');
     Ok(shown)
 }

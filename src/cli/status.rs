@@ -12,6 +12,8 @@ use super::args::Status;
 use super::error::CliError;
 use super::report::{self, Exit, escaped};
 use super::{print, umount};
+use crate::admission::{Admission, DecidedPolicy, NamedRoot};
+use crate::decided;
 use crate::mountinfo;
 use crate::plan::{ReferenceRecord, RemoteRecord};
 use crate::run::{LayerReport, LayerStatus, MountDir, MountRecord, MountState, Phase, RunError};
@@ -65,7 +67,23 @@ struct Mount {
     log: String,
     references: Vec<ReferenceRecord>,
     remote: Vec<RemoteRecord>,
+    /// `admitted`, or `no-policy` if there was none for at least one of the kits; null if nothing was decided.
+    decision: Option<&'static str>,
+    /// What the caller claimed that the kit is.
+    claim: Option<String>,
+    /// The decisions: the kit's own, then those about kits that it refers to.
+    admissions: Vec<Admitted>,
+    audit_log: Option<String>,
     layers: Vec<Layer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Admitted {
+    /// `admitted` or `no-policy`.
+    decision: &'static str,
+    signers: Vec<String>,
+    #[serde(flatten)]
+    admission: Admission,
 }
 
 #[derive(Debug, Serialize)]
@@ -113,6 +131,10 @@ impl Mount {
             log: record.log.to_string_lossy().into_owned(),
             references: record.references,
             remote: record.remote,
+            decision: decided::decision(&record.admissions),
+            claim: record.admissions.first().and_then(|kit| kit.claim.clone()),
+            admissions: record.admissions.into_iter().map(Admitted::new).collect(),
+            audit_log: record.audit.map(|audit| audit.path.to_string_lossy().into_owned()),
             layers: layers.into_iter().map(Layer::new).collect(),
         }
     }
@@ -136,6 +158,12 @@ impl Mount {
             // Writing into a String cannot fail.
             _ = writeln!(text, "  {key:<10} {}", escaped(value));
         }
+        for (position, admitted) in self.admissions.iter().enumerate() {
+            admitted.tell(position > 0, &mut text);
+        }
+        if let Some(path) = &self.audit_log {
+            _ = writeln!(text, "  {:<10} {}", "audit", escaped(path));
+        }
         for ReferenceRecord { reference, digest, part, path, .. } in &self.references {
             _ = writeln!(text, "    refers to {} for {} at {}", escaped(&format!("{reference}@{digest}")), escaped(part), escaped(path));
         }
@@ -155,6 +183,45 @@ impl Mount {
             }
         }
         text
+    }
+}
+
+impl Admitted {
+    fn new(admission: Admission) -> Self {
+        let decision = if decided::is_by_policy(&admission) { "admitted" } else { "no-policy" };
+        Self { decision, signers: admission.signers().into_iter().map(str::to_owned).collect(), admission }
+    }
+
+    /// Says why the kit, or one that it refers to, is shown.
+    fn tell(&self, of_another: bool, text: &mut String) {
+        let Self { decision, signers, admission } = self;
+        let which = if of_another { format!(" for {}@{}", admission.reference, admission.digest) } else { String::new() };
+        let what = match *decision {
+            "no-policy" => "no policy, so nobody vouches for it",
+            admitted => admitted,
+        };
+        let mut line = |key: &str, value: &str| _ = writeln!(text, "  {key:<10} {}", escaped(value));
+        line("decision", &format!("{what}{which}, decided {}", admission.at));
+        if let Some(claim) = &admission.claim {
+            line("", &format!("claimed by the caller to be {claim}"));
+        }
+        for signer in signers {
+            line("", &format!("signed by {signer}"));
+        }
+        for DecidedPolicy { set, name, digest, mode, met } in &admission.policies {
+            let outcome = match (*met, mode.as_str()) {
+                (true, _) => "met",
+                (false, "warn") => "not met, only warns",
+                (false, _) => "not met",
+            };
+            line("", &format!("policy {name}@{digest} of the {set}: {outcome}"));
+        }
+        for NamedRoot { set, name, digest } in &admission.trust_roots {
+            line("", &format!("trust root {name}@{digest} of the {set}"));
+        }
+        for warning in &admission.warnings {
+            line("", &format!("warning: {warning}"));
+        }
     }
 }
 
@@ -178,9 +245,14 @@ mod tests {
 
     use super::*;
     use crate::digest::{Algorithm, Digest};
+    use crate::fixtures::admission;
+    use crate::plan::AuditPlan;
 
     fn mount(alive: bool, state: Option<MountState>) -> Mount {
         let digest = Digest::of(Algorithm::Sha256, b"");
+        let mut kit = admission("reg.example/acme/m:v1", &["alice@example.com\u{1b}"]);
+        kit.claim = Some("reg.example/acme/other:v1".into());
+        kit.warnings = vec!["a policy only warns\u{202e}".into()];
         let record = MountRecord {
             id: "0".into(),
             mountpoint: "/mnt/kit".into(),
@@ -203,6 +275,8 @@ mod tests {
             }],
             remote: vec![RemoteRecord { path: "far".into(), address: "s3://bucket/\u{1b}key".into() }],
             access: crate::source::SourceOptions::default(),
+            admissions: vec![kit, admission("reg.example/acme/base:v1", &["bob"])],
+            audit: Some(AuditPlan { path: "/var/log/kitfs.jsonl".into(), best_effort: true }),
         };
         let layer = LayerReport {
             digest,
@@ -215,6 +289,18 @@ mod tests {
             retry_at: Some("2026-11-24T10:01:00Z".into()),
         };
         Mount::new(record, state, vec![layer], alive)
+    }
+
+    fn sha256(text: &str) -> String {
+        Digest::of(Algorithm::Sha256, text.as_bytes()).to_string()
+    }
+
+    fn counted(signer: &str) -> serde_json::Value {
+        json!({
+            "policy": "signed", "authority": "team", "digest": sha256(signer), "manifest": sha256("manifest"), "format": "bundle",
+            "predicate_type": "https://sigstore.dev/cosign/sign/v1", "signer": signer, "issuer": "https://issuer.example",
+            "subject": signer, "key": null, "times": ["2026-11-20T10:00:00Z"], "log_index": 7,
+        })
     }
 
     #[test]
@@ -234,6 +320,23 @@ mod tests {
                     "source": "reg.example/acme/base:v1", "part": "model", "path": ".",
                 }],
                 "remote": [{ "path": "far", "address": "s3://bucket/\u{1b}key" }],
+                "decision": "admitted", "claim": "reg.example/acme/other:v1", "audit_log": "/var/log/kitfs.jsonl",
+                "admissions": [
+                    {
+                        "decision": "admitted", "signers": ["alice@example.com\u{1b}"], "reference": "reg.example/acme/m:v1",
+                        "claim": "reg.example/acme/other:v1", "digest": sha256("reg.example/acme/m:v1"), "at": "2026-11-24T10:00:00Z",
+                        "policies": [{ "set": "host", "name": "signed", "digest": sha256("policy"), "mode": "enforce", "met": true }],
+                        "trust_roots": [{ "set": "host", "name": "trusted-root", "digest": sha256("root") }],
+                        "counted": [counted("alice@example.com\u{1b}")], "warnings": ["a policy only warns\u{202e}"],
+                    },
+                    {
+                        "decision": "admitted", "signers": ["bob"], "reference": "reg.example/acme/base:v1",
+                        "claim": null, "digest": sha256("reg.example/acme/base:v1"), "at": "2026-11-24T10:00:00Z",
+                        "policies": [{ "set": "host", "name": "signed", "digest": sha256("policy"), "mode": "enforce", "met": true }],
+                        "trust_roots": [{ "set": "host", "name": "trusted-root", "digest": sha256("root") }],
+                        "counted": [counted("bob")], "warnings": [],
+                    },
+                ],
                 "layers": [{
                     "digest": digest, "media_type": "x/\u{1b}[31my", "path": "model\u{202e}", "size": 123, "state": "failed",
                     "fetched": 23, "error": "it\nbroke", "retry_at": "2026-11-24T10:01:00Z",
@@ -255,6 +358,14 @@ mod tests {
         let text = mount(true, None).text();
         assert!(!text.contains(['\u{1b}', '\u{202e}']));
         assert!(text.contains("refers to reg.example/acme/base:v1@sha256:") && text.contains("s3://bucket/\\u{1b}key"), "{text}");
+        assert!(text.contains("claimed by the caller to be reg.example/acme/other:v1") && text.contains("signed by bob"), "{text}");
+        let base = format!(
+            "decision   admitted for reg.example/acme/base:v1@{}, decided 2026-11-24T10:00:00Z",
+            sha256("reg.example/acme/base:v1")
+        );
+        assert!(text.contains(&base) && text.contains(&format!("policy signed@{} of the host: met", sha256("policy"))), "{text}");
+        assert!(text.contains(&format!("trust root trusted-root@{} of the host", sha256("root"))), "{text}");
+        assert!(text.contains("warning: a policy only warns\\u{202e}") && text.contains("audit      /var/log/kitfs.jsonl"), "{text}");
         assert!(text.contains("model\\u{202e}") && text.contains("it\\nbroke (again at 2026-11-24T10:01:00Z)"), "{text}");
     }
 }

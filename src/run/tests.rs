@@ -30,6 +30,8 @@ fn record(id: &str) -> MountRecord {
         references: Vec::new(),
         remote: Vec::new(),
         access: crate::source::SourceOptions::default(),
+        admissions: Vec::new(),
+        audit: None,
     }
 }
 
@@ -81,6 +83,25 @@ fn a_mount_lives_as_long_as_its_lock() {
     assert!(!mount.path().exists() && run.mounts().expect("list").is_empty());
     assert!(!mount.is_alive().expect("known"));
     mount.remove().expect("nothing left to remove");
+}
+
+#[test]
+fn the_end_of_a_dead_mount_is_recorded_by_who_finds_it() {
+    let (home, run) = run_dir();
+    let path = home.path().join("audit.jsonl");
+    let audit = |path| Some(AuditPlan { path, best_effort: false });
+    for (id, audit) in [("1", audit(path.clone())), ("2", audit(home.path().join("missing/audit.jsonl")))] {
+        let (mount, alive) = run.create(id).expect("made");
+        mount.write_record(&MountRecord { audit, ..record(id) }).expect("written");
+        drop(alive);
+        let_go(&mount);
+    }
+    assert_eq!(run.clean_up_dead().expect("cleaned up").len(), 2, "what is not recorded is cleaned up, too");
+    assert_eq!(run.clean_up_dead().expect("nothing is left").len(), 0);
+    let text = std::fs::read_to_string(path).expect("recorded");
+    let event: serde_json::Value = serde_json::from_str(&text).expect("one line");
+    assert_eq!((&event["metadata"]["event_code"], &event["metadata"]["correlation_uid"]), (&"umount".into(), &"1".into()));
+    assert_eq!((&event["status"], &event["status_detail"]), (&"Failure".into(), &"its supervisor died".into()));
 }
 
 #[test]

@@ -10,11 +10,12 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kitfs::admission::{Admission, DecidedPolicy};
 use kitfs::daemon::Ready;
 use kitfs::digest::{Algorithm, Digest};
 use kitfs::log::Destination;
 use kitfs::mountinfo;
-use kitfs::plan::{Lacking, MountPlan, Prefetch};
+use kitfs::plan::{AuditPlan, Lacking, MountPlan};
 use kitfs::run::{MountDir, MountState, Phase, RunDir};
 use kitfs::supervisor;
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,11 +35,13 @@ pub struct Setup {
     /// Whether somebody waits for the mount to serve.
     pub awaited: bool,
     pub prepare: fn(&Stage),
+    /// The audit file, by its name in the folder of the test, and whether best effort will do.
+    pub audit: Option<(&'static str, bool)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { lacking: Lacking::default(), no_passthrough: false, unprivileged: false, awaited: true, prepare: |_| {} }
+        Self { lacking: Lacking::default(), no_passthrough: false, unprivileged: false, awaited: true, prepare: |_| {}, audit: None }
     }
 }
 
@@ -88,7 +91,8 @@ impl Mount {
             "id": "test", "mountpoint": path("mnt").canonicalize().expect("a path"), "reference": "oci:/kits,suid",
             "shown_source": "oci:/kits,suid@sha256:00", "digest": Digest::of(Algorithm::Sha256, b""), "run_dir": path("run"),
             "cache_dir": path("cache"), "uid": 0, "gid": 0, "allow_other": false, "no_passthrough": setup.no_passthrough, "prefetch": "none",
-            "access": kitfs::source::SourceOptions::default(), "manifest": "", "config": "", "lacking": setup.lacking,
+            "access": kitfs::source::SourceOptions::default(), "manifest": "", "config": "", "lacking": setup.lacking, "admissions": [admission()],
+            "audit": setup.audit.map(|(name, best_effort)| AuditPlan { path: path(name), best_effort }),
         });
         let plan: MountPlan = serde_json::from_value(plan).expect("a plan");
         fs::write(path("plan.json"), serde_json::to_vec(&plan).expect("plain data")).expect("room");
@@ -150,6 +154,19 @@ impl Mount {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// The events in the audit file `name`: each its code and its status.
+    pub fn recorded(&self, name: &str) -> Vec<(String, String)> {
+        let text = fs::read_to_string(self.folder.path().join(name)).expect("an audit file");
+        let events = text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON"));
+        let shown = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+        events.map(|event: serde_json::Value| (shown(&event["metadata"]["event_code"]), shown(&event["status"]))).collect()
+    }
+
+    /// A file in the folder of the test.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     pub fn is_mounted(&self) -> bool {
         mountinfo::at(&self.plan.mountpoint).expect("readable").is_some()
     }
@@ -204,6 +221,22 @@ impl Drop for Mount {
                 break;
             }
         }
+    }
+}
+
+/// By a policy, with a claim.
+fn admission() -> Admission {
+    let digest = Digest::of(Algorithm::Sha256, b"");
+    let policy = DecidedPolicy { set: "host".into(), name: "signed".into(), digest, mode: "enforce".into(), met: true };
+    Admission {
+        reference: "oci:/kits,suid".into(),
+        claim: Some("reg.example/acme/m:v1".into()),
+        digest,
+        at: "2026-11-24T10:00:00Z".parse().expect("a time"),
+        policies: vec![policy],
+        trust_roots: Vec::new(),
+        counted: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kitfs::mountinfo;
 use kitfs::plan::Lacking;
 use kitfs::run::Phase;
-use kitfs::umount::{UmountError, umount};
+use kitfs::umount::{UmountError, Unmounted, umount};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 
@@ -55,6 +55,12 @@ all![
     a_mount_that_nobody_waits_for_is_taken_down,
     it_ends_if_asked_to_before_it_serves,
     an_ordinary_user_mounts_and_unmounts,
+    a_mount_is_recorded_from_before_it_shows_until_it_is_gone,
+    however_it_ends_that_is_recorded_once,
+    a_mount_that_cannot_be_recorded_does_not_come_about,
+    with_best_effort_it_does,
+    an_end_that_cannot_be_recorded_is_told_and_nothing_waits_for_it,
+    a_mount_that_never_served_is_recorded_as_such,
 ];
 
 fn errno<T>(outcome: io::Result<T>) -> Option<i32> {
@@ -445,4 +451,83 @@ fn an_ordinary_user_mounts_and_unmounts() {
     BufReader::new(socket).read_line(&mut answer).expect("answered");
     assert!(answer.contains("done"), "{answer}");
     assert!(mount.ended().success());
+}
+
+const AUDIT: &str = "audit.jsonl";
+
+fn audited() -> Mount {
+    Mount::with(Setup { audit: Some((AUDIT, false)), ..Setup::default() })
+}
+
+fn events(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(code, status)| ((*code).to_owned(), (*status).to_owned())).collect()
+}
+
+fn a_mount_is_recorded_from_before_it_shows_until_it_is_gone() {
+    let mount = audited();
+    assert_eq!(mount.recorded(AUDIT), events(&[("mount", "Success")]));
+    let record = mount.dir().read_record().expect("readable").expect("written");
+    assert_eq!((&record.admissions[..], &record.audit), (mount.plan.admissions(), &mount.plan.audit));
+    // A worker that is replaced decides and records nothing.
+    mount.replace_worker(Signal::KILL);
+    assert_eq!(umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("nobody uses it"), Unmounted::default());
+    assert_eq!(mount.recorded(AUDIT), events(&[("mount", "Success"), ("umount", "Success")]));
+    // The same and the decision are in the log, each in one line.
+    let log = mount.log();
+    let logged: Vec<&str> = log.lines().filter_map(|line| line.split_once("kitfs::audit: ").map(|(_, event)| event)).collect();
+    let logged: Vec<serde_json::Value> = logged.into_iter().map(|event| serde_json::from_str(event).expect("JSON")).collect();
+    let codes: Vec<&str> = logged.iter().filter_map(|event| event["metadata"]["event_code"].as_str()).collect();
+    assert_eq!(codes, ["decision", "mount", "umount"]);
+    assert_eq!(logged[0]["unmapped"]["kitfs"]["claim"], "reg.example/acme/m:v1");
+    assert!(logged.iter().all(|event| event["metadata"]["correlation_uid"] == "test"), "{log}");
+}
+
+fn however_it_ends_that_is_recorded_once() {
+    let both = events(&[("mount", "Success"), ("umount", "Success")]);
+    let mut mount = audited();
+    unmount(&mount.plan.mountpoint, UnmountFlags::empty()).expect("nobody uses it");
+    assert!(mount.ended().success());
+    assert_eq!(mount.recorded(AUDIT), both, "by somebody else");
+
+    let mut mount = audited();
+    signal_process(mount.supervisor.id(), Signal::TERM);
+    assert!(mount.ended().success());
+    assert_eq!(mount.recorded(AUDIT), both, "by a signal");
+
+    let mut mount = audited();
+    let file = File::open(mount.path("data")).expect("opened");
+    assert_eq!(umount(&mount.plan.mountpoint, true, &mount.run_dir()).expect("detached"), Unmounted::default());
+    assert_eq!(mount.recorded(AUDIT), both, "it is gone from its place");
+    drop(file);
+    assert!(mount.ended().success());
+    assert_eq!(mount.recorded(AUDIT), both, "lazily");
+}
+
+fn a_mount_that_cannot_be_recorded_does_not_come_about() {
+    let mut mount = Mount::with(Setup { audit: Some(("missing/audit.jsonl", false)), ..Setup::default() });
+    assert!(mount.said.contains("cannot be recorded") && mount.said.contains("missing/audit.jsonl"), "{}", mount.said);
+    assert!(!mount.ended().success());
+    assert!(mount.starts().is_empty(), "no worker was started for it");
+}
+
+fn with_best_effort_it_does() {
+    let mount = Mount::with(Setup { audit: Some(("missing/audit.jsonl", true)), ..Setup::default() });
+    read_through(&mount.path("data")).expect("served");
+    assert!(mount.log().contains("an event was not recorded"), "{}", mount.log());
+    mount.unmounted();
+}
+
+fn an_end_that_cannot_be_recorded_is_told_and_nothing_waits_for_it() {
+    let mut mount = audited();
+    fs::remove_file(mount.file(AUDIT)).and_then(|()| fs::create_dir(mount.file(AUDIT))).expect("in its place");
+    let unmounted = umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("it is taken down all the same");
+    assert!(unmounted.unrecorded.is_some_and(|message| message.contains("it is a folder")));
+    assert!(mount.ended().success());
+}
+
+fn a_mount_that_never_served_is_recorded_as_such() {
+    let prepare = |stage: &crate::server::Stage| drop(File::create(stage.broken()).expect("a file"));
+    let mut mount = Mount::with(Setup { audit: Some((AUDIT, false)), prepare, ..Setup::default() });
+    assert!(!mount.ended().success());
+    assert_eq!(mount.recorded(AUDIT), events(&[("mount", "Success"), ("umount", "Failure")]));
 }
