@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use crate::daemon::SupervisorArgs;
 use crate::filter::{Filter, Glob, Globs, Selection};
 use crate::plan::Prefetch;
+use crate::vsa::VerifierId;
 use crate::worker;
 
 /// What stands at the end of every help.
@@ -301,6 +302,8 @@ pub(crate) struct Explain {
     #[command(flatten)]
     pub(crate) summary: Summary,
     #[command(flatten)]
+    pub(crate) audit: Audit,
+    #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
     pub(crate) trusting: Trusting,
@@ -319,7 +322,7 @@ pub(crate) struct Summary {
     pub(crate) vsa: Option<PathBuf>,
     /// Who says so in that summary
     #[arg(long, value_name = "URI", env = "KITFS_VSA_VERIFIER_ID", hide_env = true)]
-    pub(crate) vsa_verifier_id: Option<String>,
+    pub(crate) vsa_verifier_id: Option<VerifierId>,
 }
 
 /// What is written down of what happens.
@@ -509,10 +512,10 @@ mod tests {
             "mount --policy f --policy g --require-policy --as h.test/a:v1 --trusted-root f --trusted-root n=g r d",
             "mount --key k -a a=b --annotations c=d --insecure-ignore-tlog --use-signed-timestamps r d",
             "mount --certificate-identity i --certificate-oidc-issuer u --type vuln --rego f r d",
-            "mount --vsa f --vsa-verifier-id u --audit-log f --audit-best-effort r d",
+            "mount --vsa f --vsa-verifier-id https://h.test/kitfs --audit-log f --audit-best-effort r d",
             "pull --certificate-identity-regexp i --certificate-oidc-issuer-regexp u --audit-log f r",
             "explain r",
-            "explain --json --allow-no-policy --policy f --vsa f --offline --include-remote d",
+            "explain --json --allow-no-policy --policy f --vsa f --audit-log f --offline --include-remote d",
             "umount d e",
             "umount --lazy d",
             "umount --all",
@@ -552,6 +555,7 @@ mod tests {
             "mount --include !x r d",
             "mount --exclude a//b r d",
             "mount --uid x r d",
+            "mount --vsa f --vsa-verifier-id u r d",
             "mount --uid -1 r d",
             "umount",
             "umount --all d",

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::report::Exit;
 use crate::admission::roots::{DEFAULT, RootsError};
 use crate::admission::{HOST_ROOTS, NotAdmitted, RuleError};
+use crate::audit::AuditError;
 use crate::daemon::StartError;
 use crate::digest::DigestError;
 use crate::failure::ErrorClass;
@@ -25,6 +26,7 @@ use crate::store::StoreError;
 use crate::tree::TreeError;
 use crate::tuf::TufError;
 use crate::umount::UmountError;
+use crate::vsa::VsaError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +149,12 @@ pub(crate) enum CliError {
     /// It is not known where a trusted root is to be fetched.
     #[error("no TUF repository is known for `{0}`")]
     NoRepository(String),
+    /// What happens cannot be recorded, so it does not happen.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// What was decided cannot be written down.
+    #[error(transparent)]
+    Vsa(#[from] VsaError),
     /// The threads for the network cannot be started.
     #[error("cannot start the threads for the network")]
     Runtime(#[source] io::Error),
@@ -192,6 +200,8 @@ impl CliError {
             | Self::NoSuchMount { .. }
             | Self::Run(_)
             | Self::Umount(_)
+            | Self::Audit(_)
+            | Self::Vsa(_)
             | Self::Runtime(_)
             | Self::Inherit(_)
             | Self::Output(_)
@@ -234,7 +244,9 @@ impl CliError {
             Self::Tuf(TufError::Write { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
                 vec!["run it as root, or name another file with `--output`".into()]
             }
-            Self::TrustFile { .. }
+            Self::Audit(_) => vec!["`--audit-best-effort` mounts all the same".into()],
+            Self::Vsa(_)
+            | Self::TrustFile { .. }
             | Self::Claim { .. }
             | Self::TrustedRoot(_)
             | Self::Tuf(_)

@@ -7,9 +7,10 @@ use serde::Serialize;
 use super::args::Explain;
 use super::error::CliError;
 use super::report::{self, Exit, escaped};
-use super::trusting::Trust;
+use super::trusting::{Records, Trust};
 use super::{Session, print, reference, umount};
 use crate::admission::{NotAdmitted, ReasonReport, Report};
+use crate::audit::{Attempt, Purpose};
 use crate::failure::chain;
 use crate::gate::{Gate, Passage, Search};
 use crate::mountinfo;
@@ -39,6 +40,8 @@ pub(super) fn run(arguments: &Explain) -> Result<Exit, CliError> {
     let mountpoint = mounted.map(|record| record.mountpoint);
     let gate = Gate { mountpoint, ..session.gate(&trust, Search::Whole) };
     let passage = gate.kits(&asked, arguments.wanted.selection(), arguments.wanted.include_remote);
+    let attempt = Attempt { purpose: Purpose::Explain, mountpoint: gate.mountpoint.clone(), mount_id: None };
+    Records::open(&arguments.audit, Some(&arguments.summary), attempt)?.write(&passage)?;
     let (shown, exit) = shown(&asked.to_string(), passage);
     print(if arguments.json { report::json(&shown)? } else { shown.text() }.as_bytes())?;
     Ok(exit)

@@ -9,8 +9,9 @@ use super::args::Mount;
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::Exit;
-use super::trusting::Trust;
+use super::trusting::{Records, Trust};
 use super::{Session, reference, umount};
+use crate::audit::{Attempt, Purpose};
 use crate::daemon::{self, Progress, Ready};
 use crate::digest::Digest;
 use crate::fs;
@@ -36,7 +37,10 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     };
     let mountpoint = preflight.check(&run_dir)?;
     let gate = Gate { mountpoint: Some(mountpoint.clone()), ..session.gate(&trust, Search::UntilSettled) };
-    let kits = session.admitted(&gate, &reference, &arguments.wanted)?;
+    let id = run::new_id();
+    let attempt = Attempt { purpose: Purpose::Mount, mountpoint: Some(mountpoint.clone()), mount_id: Some(id.clone()) };
+    let records = Records::open(&arguments.audit, Some(&arguments.summary), attempt)?;
+    let kits = session.admitted(&gate, &reference, &arguments.wanted, &records)?;
     let pinned = kits.pinned();
 
     let systemd = arguments.foreground.then(Ready::foreground);
@@ -52,7 +56,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     check_shared(&pinned.lineage, &shared)?;
 
     let mounting = Mounting {
-        id: run::new_id(),
+        id,
         mountpoint,
         run_dir: run_dir.path().to_owned(),
         cache_dir: session.store.dir().to_owned(),
@@ -64,7 +68,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         selection: arguments.wanted.selection(),
         access: session.options.clone(),
         include_remote: arguments.wanted.include_remote,
-        audit: None,
+        audit: records.plan(),
         lacking: rehearsal::lacking(),
     };
     let plan = MountPlan::new(&kits, mounting);

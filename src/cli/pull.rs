@@ -4,27 +4,30 @@ use super::args::{Pull, Wanted};
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::{self, Exit, escaped};
-use super::trusting::Trust;
+use super::trusting::{Records, Trust};
 use super::{Session, print, reference};
+use crate::audit::{Attempt, Purpose};
 use crate::gate::{Gate, Search};
 
 pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
     let trust = Trust::load(&arguments.trusting)?;
     let session = Session::open(&arguments.sources)?;
+    let attempt = Attempt { purpose: Purpose::Pull, mountpoint: None, mount_id: None };
+    let records = Records::open(&arguments.audit, None, attempt)?;
     // All that is attached to a kit comes along, so that it can be decided on without a network.
     let gate = session.gate(&trust, Search::Whole);
     let mut exit = Exit::Done;
     for reference in &arguments.references {
         // One that fails does not keep the others from coming; the exit code is that of the worst.
-        if let Err(error) = pull(&session, &gate, reference, &arguments.wanted) {
+        if let Err(error) = pull(&session, &gate, reference, &arguments.wanted, &records) {
             exit = exit.max(report::error(&error));
         }
     }
     Ok(exit)
 }
 
-fn pull(session: &Session, gate: &Gate<'_>, text: &str, wanted: &Wanted) -> Result<(), CliError> {
-    let kits = session.admitted(gate, &reference(text)?, wanted)?;
+fn pull(session: &Session, gate: &Gate<'_>, text: &str, wanted: &Wanted, records: &Records) -> Result<(), CliError> {
+    let kits = session.admitted(gate, &reference(text)?, wanted, records)?;
     let pinned = kits.pinned();
     let all: Vec<usize> = (0..pinned.lineage.layers.len()).collect();
     let layers = fetch::layers(session, pinned, &all, Until::Durable, &|_, _| {})?;

@@ -1,17 +1,23 @@
 //! What the options about trust mean: which rules a kit has to meet, and what is written down of the decisions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::args::{Trusting, Wanted};
+use jiff::Timestamp;
+
+use super::args::{self, Trusting, Wanted};
 use super::error::CliError;
 use super::report;
 use super::{Session, document, remark};
-use crate::admission::{CallerRules, Host, RuleError, Rulebook};
+use crate::admission::{CallerRules, Decision, Host, RuleError, Rulebook};
+use crate::audit::{Attempt, Audit, Event, Ground};
+use crate::failure::chain;
 use crate::gate::{AdmittedKits, Gate, Passage, Search};
 use crate::limits;
 use crate::oci::Reference;
+use crate::plan::AuditPlan;
 use crate::policy::Name;
 use crate::policy::shortcut::{self, Shortcut};
+use crate::vsa::{self, Statement, VerifierId};
 
 /// What a kit has to meet.
 #[derive(Debug)]
@@ -53,15 +59,75 @@ impl Session {
         Gate { rulebook: &trust.rulebook, access: self.access(), claim: trust.claim.clone(), mountpoint: None, search }
     }
 
-    /// Finds a kit and what it refers to, all of which has to be admitted.
-    pub(super) fn admitted(&self, gate: &Gate<'_>, reference: &Reference, wanted: &Wanted) -> Result<AdmittedKits, CliError> {
-        let Passage { decisions, kits } = gate.kits(reference, wanted.selection(), wanted.include_remote);
-        for warning in decisions.iter().flat_map(|decision| &decision.report.warnings) {
+    /// Finds a kit and what it refers to, all of which has to be admitted. What was decided is recorded, however it was.
+    pub(super) fn admitted(
+        &self,
+        gate: &Gate<'_>,
+        reference: &Reference,
+        wanted: &Wanted,
+        records: &Records,
+    ) -> Result<AdmittedKits, CliError> {
+        let passage = gate.kits(reference, wanted.selection(), wanted.include_remote);
+        let recorded = records.write(&passage);
+        for warning in passage.decisions.iter().flat_map(|decision| &decision.report.warnings) {
             report::warning(warning);
         }
-        let kits = kits?;
+        let kits = passage.kits.inspect_err(|_| {
+            // That it is refused is what counts, and is told.
+            if let Err(error) = &recorded {
+                report::warning(&chain(error));
+            }
+        })?;
+        recorded?;
         remark(reference, kits.pinned());
         Ok(kits)
+    }
+}
+
+/// What is written down of decisions.
+#[derive(Debug)]
+pub(super) struct Records {
+    audit: Option<Audit>,
+    summary: Option<(PathBuf, VerifierId)>,
+    attempt: Attempt,
+}
+
+impl Records {
+    /// What the options ask for. A record that cannot be written is an error now, before anything is asked for.
+    pub(super) fn open(audit: &args::Audit, summary: Option<&args::Summary>, attempt: Attempt) -> Result<Self, CliError> {
+        let best_effort = audit.audit_best_effort;
+        let audit = audit.audit_log.as_deref().map(|path| Audit::open(path, best_effort)).transpose()?;
+        let summary = summary.and_then(|summary| Some((summary.vsa.clone()?, summary.vsa_verifier_id.clone().unwrap_or_default())));
+        Ok(Self { audit, summary, attempt })
+    }
+
+    /// What the processes of a mount have to know.
+    pub(super) fn plan(&self) -> Option<AuditPlan> {
+        self.audit.as_ref().map(Audit::plan)
+    }
+
+    /// Writes all that was decided.
+    pub(super) fn write(&self, passage: &Passage) -> Result<(), CliError> {
+        let now = Timestamp::now();
+        if let Some(audit) = &self.audit {
+            for decision in &passage.decisions {
+                let event = Event::decision(&Ground::of_report(&decision.report), &self.attempt, now);
+                if let Some(error) = audit.record(&event)? {
+                    report::warning(&chain(&error));
+                }
+            }
+        }
+        if let Some((path, verifier)) = &self.summary {
+            let mut statements = Vec::new();
+            for Decision { report, .. } in &passage.decisions {
+                match Statement::of(report, verifier, now) {
+                    Ok(statement) => statements.push(statement),
+                    Err(why) => report::warning(&format!("no verification summary of {} is written: {why}", report.reference)),
+                }
+            }
+            vsa::write(path, &statements)?;
+        }
+        Ok(())
     }
 }
 
