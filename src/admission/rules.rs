@@ -122,6 +122,15 @@ pub enum RuleError {
     /// The caller's cannot.
     #[error("the policies of the command line cannot be kept to")]
     Caller(#[source] Box<RuleError>),
+    /// Those in a file cannot.
+    #[error("the policies in `{}` cannot be kept to", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<RuleError>,
+    },
     /// A policy does not load.
     #[error(transparent)]
     Set(#[from] SetError),

@@ -243,7 +243,7 @@ fn exit_of_code(code: u8) -> Exit {
 
 fn hints_of_rules(error: &RuleError) -> Vec<Cow<'static, str>> {
     match error {
-        RuleError::Host(error) | RuleError::Caller(error) => hints_of_rules(error),
+        RuleError::Host(error) | RuleError::Caller(error) | RuleError::File { source: error, .. } => hints_of_rules(error),
         RuleError::Set(error) => hints_of_policy(error),
         RuleError::Roots(RootsError::Twice(_)) => vec!["give each a name of its own: `--trusted-root NAME=FILE`".into()],
         RuleError::NoRoot { root, .. } => {
