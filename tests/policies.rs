@@ -145,7 +145,7 @@ fn it_is_told_what_each_authority_wants() {
             &by_name,
             true,
             &[
-                "subject .*@b, issuer https://i.test",
+                "subject /.*@b/, issuer https://i.test",
                 "with an entry in a log of the trust root trusted-root",
                 &digest(&std::fs::read(&fixture).expect("a root")),
             ],
