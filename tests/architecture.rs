@@ -51,6 +51,7 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("signature", &["digest", "json", "limits"]),
     ("tree", &["digest", "filter", "index", "node", "path"]),
     ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
+    ("referrers", &["descriptor", "digest", "failure", "json", "limits", "oci", "policy", "signature", "source", "store", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
     ("wire", &[]),
     // What a policy says does not depend on how kits are fetched or shown.

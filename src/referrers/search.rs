@@ -265,10 +265,10 @@ impl<'a> Search<'a> {
 
     /// A manifest that came with its list is here already.
     fn described(&self, origin: Rc<Origin<'a>>, document: Option<Unverified<Bytes>>) -> Step<'a> {
-        match document.map(|document| document.verify(&origin.descriptor)) {
-            None => Step::ToFetch(origin),
-            Some(Ok(manifest)) => Step::Here(origin, manifest),
-            Some(Err(mismatch)) => Step::Failed(Part::failed(origin, 0, Denial::new(Reason::BlobDigest, mismatch.to_string()))),
+        let Some(document) = document else { return Step::ToFetch(origin) };
+        match document.verify(&origin.descriptor) {
+            Ok(manifest) => Step::Here(origin, manifest),
+            Err(mismatch) => Step::Failed(Part::failed(origin, 0, Denial::new(Reason::BlobDigest, mismatch.to_string()))),
         }
     }
 

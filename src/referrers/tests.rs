@@ -36,13 +36,16 @@ enum Answer {
     Never,
 }
 
+/// A manifest, how it is attached, and what a list says that it is.
+type Entry = (Descriptor, AttachedBy, Option<String>);
+
 /// A place that has what a test puts there.
 #[derive(Debug)]
 struct Scripted {
     name: String,
     answers: Mutex<HashMap<Digest, Answer>>,
     /// What is listed for each subject.
-    lists: Mutex<HashMap<Digest, Vec<(Descriptor, AttachedBy, Option<String>)>>>,
+    lists: Mutex<HashMap<Digest, Vec<Entry>>>,
     unread: bool,
     asked: Mutex<Vec<Digest>>,
 }
