@@ -17,9 +17,11 @@ use kitfs::kit::{Documents, Growing, Kit};
 use kitfs::layer::Compression;
 use kitfs::oci::Reference;
 use kitfs::policy::{Name, Names, Set, document};
+use kitfs::referrers::{PieceKind, pieces};
 use kitfs::signature::{
     About, Content, Expectation, Forms, Identity, Layer, LayerKind, Matcher, PublicKey, Signer, TrustedRoot, judge, judge_layer,
 };
+use kitfs::source::AttachedBy;
 use kitfs::verify::{Unverified, Verified};
 use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
 use serde_json::Value;
@@ -29,7 +31,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 #[allow(dead_code, reason = "each fuzz target calls its own")]
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("tar", tar),
     ("gzip", gzip),
     ("zstd", zstd),
@@ -40,6 +42,7 @@ pub const TARGETS: [Target; 10] = [
     ("index", index),
     ("bundle", bundle),
     ("policy", policy),
+    ("attached", attached),
 ];
 
 #[derive(Default, PartialEq)]
@@ -437,6 +440,29 @@ pub fn bundle(bytes: &[u8]) {
             }
         }
     });
+}
+
+/// A manifest that is said to be attached to a kit: what is looked for in it is in it, and as a referrer it says whom it refers to.
+pub fn attached(bytes: &[u8]) {
+    let kit: Digest = KIT.parse().expect("a digest");
+    let manifest = verified("", bytes);
+    let json: Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let layers = json["layers"].as_array().map_or(0, Vec::len);
+    for by in [AttachedBy::Subject, AttachedBy::SignatureName, AttachedBy::AttestationName] {
+        let Ok(pieces) = pieces(&manifest, by, &kit) else { continue };
+        assert!(pieces.len() <= layers && layers <= kitfs::limits::LAYERS || pieces.is_empty(), "{} of {layers}", pieces.len());
+        for piece in pieces.into_iter().flatten() {
+            let is_it = |layer: &Value| {
+                layer["digest"] == piece.descriptor.digest.to_string() && layer["size"].as_u64() == Some(piece.descriptor.size)
+            };
+            assert!(json["layers"].as_array().into_iter().flatten().any(is_it), "a layer of the manifest");
+            match piece.kind {
+                PieceKind::Layer { .. } => {}
+                PieceKind::Bundle | PieceKind::Unnamed => assert!(by == AttachedBy::Subject, "nothing says what it is about"),
+            }
+            assert!(by != AttachedBy::Subject || json["subject"]["digest"] == KIT, "it is about something else");
+        }
+    }
 }
 
 /// Whom the fixtures trust.

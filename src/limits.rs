@@ -221,6 +221,8 @@ pub const REFERRER_PAGES: usize = REFERRERS;
 pub const REFERRER_LIST_BYTES: u64 = 16 << 20;
 /// Bytes of all manifests of a layout that are read to learn what they refer to. Kit's storage has a few kilobytes for each kit.
 pub const LAYOUT_REFERRER_BYTES: u64 = 64 << 20;
+/// Entries of a layout that may be unreadable before the rest is left alone: in a compressed archive each can cost a pass over it.
+pub const LAYOUT_UNREADABLE: usize = 16;
 /// Hexadecimal digits of a digest that a tag for what is attached to it has: where the distribution spec cuts, so that a tag has room for it.
 pub const TAG_DIGEST_HEX: usize = 64;
 

@@ -161,6 +161,16 @@ fn seeds() -> Seeds {
             add("bundle", blob);
         }
     }
+    for case in folders("signed").into_iter().filter(|case| case.join("layout.tar").exists()) {
+        for blob in blobs(&case).into_values() {
+            let text = String::from_utf8_lossy(&blob);
+            if ["bundle.v0.3+json", "simplesigning.v1+json", "dsse.envelope.v1+json"].iter().any(|kind| text.contains(kind))
+                && text.contains("schemaVersion")
+            {
+                add("attached", blob);
+            }
+        }
+    }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     for folder in [folder.join("tests/fixtures/signed"), folder.join("examples/policies")] {
         let mut paths: Vec<_> = std::fs::read_dir(folder).expect("policies").map(|entry| entry.expect("an entry").path()).collect();

@@ -84,33 +84,36 @@ impl Search<'_> {
             Err(error) => return Err(error),
         };
         for entry in entries {
-            if self.stop.is_set() {
+            if self.stop.is_set() || self.attached.gaps.len() >= limits::LAYOUT_UNREADABLE {
                 break;
             }
-            let name = entry.name.clone().unwrap_or_default();
-            let wanted = name.is_empty() && self.wanted.repository.is_none() || self.is_of(&name);
-            if !wanted || entry.descriptor.digest == self.wanted.subject {
-                continue;
-            }
-            let tagged =
-                self.tags.iter().position(|tag| name == *tag || name.strip_suffix(tag.as_str()).is_some_and(|rest| rest.ends_with(':')));
-            let by = match (kind(&entry), tagged) {
-                (Some(by), _) => Some(by),
-                (None, Some(0)) => Some(AttachedBy::Subject),
-                (None, Some(1)) => Some(AttachedBy::SignatureName),
-                (None, Some(_)) => Some(AttachedBy::AttestationName),
-                (None, None) => None,
-            };
-            match by {
-                Some(by) => self.named(&shelf.place, entry.descriptor, by, &name)?,
-                None => {
-                    if !self.referrer(&shelf.place, entry)? {
-                        break;
-                    }
-                }
+            let what = format!("{} of {}", entry.descriptor.digest, self.layout.name);
+            match self.entry(&shelf.place, entry) {
+                Ok(true) => {}
+                Ok(false) => break,
+                // It takes no other with it.
+                Err(error) => self.attached.gaps.push((what, error)),
             }
         }
         Ok(())
+    }
+
+    /// Looks at an entry of `index.json`; false if nothing further matters.
+    fn entry(&mut self, place: &Place, entry: Listed) -> Result<bool, SourceError> {
+        let name = entry.name.clone().unwrap_or_default();
+        let wanted = name.is_empty() && self.wanted.repository.is_none() || self.is_of(&name);
+        if !wanted || entry.descriptor.digest == self.wanted.subject {
+            return Ok(true);
+        }
+        let is_tag = |tag: &str| name == tag || name.strip_suffix(tag).is_some_and(|rest| rest.ends_with(':'));
+        let by = match (kind(&entry), self.tags.iter().position(|tag| is_tag(tag))) {
+            (Some(by), _) => by,
+            (None, Some(0)) => AttachedBy::Subject,
+            (None, Some(1)) => AttachedBy::SignatureName,
+            (None, Some(_)) => AttachedBy::AttestationName,
+            (None, None) => return self.referrer(place, entry),
+        };
+        self.named(place, entry.descriptor, by, &name).map(|()| true)
     }
 
     /// Whether `name` is one of the repository that is asked for, if one is.

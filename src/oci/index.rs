@@ -191,6 +191,25 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_a_list_of_referrers_takes_no_other_with_it() {
+        let text = index(
+            &[entry(r#","artifactType":"a/b""#), "7".to_owned(), entry("").replace("sha256", "sha1"), entry(r#","artifactType":7"#)]
+                .join(","),
+        );
+        let (read, malformed) = Index::of_referrers(text.as_bytes()).expect("a list");
+        let types: Vec<_> = read.manifests.iter().map(|listed| listed.artifact_type.as_deref()).collect();
+        assert_eq!((types, malformed.len()), (vec![Some("a/b"), None], 2));
+        let many = index(&vec![entry(""); limits::INDEX_MANIFESTS + 1].join(","));
+        assert_eq!(
+            Index::of_referrers(many.as_bytes()).expect("how many is for others to limit").0.manifests.len(),
+            limits::INDEX_MANIFESTS + 1
+        );
+        for text in ["", "<html>", "[]", r#"{"manifests":[]}"#, r#"{"schemaVersion":2,"layers":[]}"#] {
+            assert!(Index::of_referrers(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_list_is_refused() {
         let many = |count: usize| index(&vec![entry(""); count].join(","));
         assert!(parse_as(IMAGE_INDEX, &many(limits::INDEX_MANIFESTS)).is_ok());

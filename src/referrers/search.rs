@@ -44,7 +44,7 @@ pub fn deadline() -> Instant {
 }
 
 /// Gives each candidate to `see` until it wants no more, and keeps in the cache what others gave. It blocks, and belongs on no thread of
-/// `runtime`.
+/// `runtime`, which must have its time driver; `see` is called while it is blocked on.
 ///
 /// What is kept is given again by the next search, whether anybody else still has it or not, and does not count against the limits.
 pub fn search(request: &Request<'_>, runtime: &Handle, see: &mut dyn FnMut(Candidate) -> ControlFlow<()>) -> Ended {
@@ -143,10 +143,10 @@ impl<'a> Search<'a> {
             Ok(flow) => flow?,
             Err(_) => self.out_of_time(),
         }
-        // What the cache should have, and nobody gave either.
+        // What the cache lost or never had, and nobody gave either.
         for part in missing {
             if self.given.borrow_mut().insert((part.origin.key.clone(), part.position)) {
-                let denial = Denial::new(Reason::BlobDigest, "it was kept in the cache, and is not there any more");
+                let denial = Denial::new(Reason::BlobDigest, "its manifest is in the cache, and it is not");
                 see(part.candidate(Err(denial)))?;
             }
         }
@@ -171,8 +171,9 @@ impl<'a> Search<'a> {
                 let descriptor = Descriptor { media_type: IMAGE_MANIFEST.to_owned(), digest: kept.digest, size: kept.size };
                 let origin = Rc::new(Origin { key, descriptor, found_at: "the cache".to_owned(), place: None });
                 let Some(manifest) = self.stored(&origin.descriptor) else { continue };
-                let mut is_whole = true;
-                for part in Part::all(&origin, &manifest, false) {
+                let parts = Part::all(&origin, &manifest, false);
+                let mut is_whole = parts.len() <= kept.candidates;
+                for part in parts.into_iter().take(kept.candidates) {
                     let content = match &part.piece {
                         Err(denial) => Err(denial.clone()),
                         Ok(piece) if piece.descriptor.size > limits::BUNDLE_BYTES => Err(too_big(piece)),
@@ -265,10 +266,10 @@ impl<'a> Search<'a> {
 
     /// A manifest that came with its list is here already.
     fn described(&self, origin: Rc<Origin<'a>>, document: Option<Unverified<Bytes>>) -> Step<'a> {
-        match document.map(|document| document.verify(&origin.descriptor)) {
-            None => Step::ToFetch(origin),
-            Some(Ok(manifest)) => Step::Here(origin, manifest),
-            Some(Err(mismatch)) => Step::Failed(Part::failed(origin, 0, Denial::new(Reason::BlobDigest, mismatch.to_string()))),
+        let Some(document) = document else { return Step::ToFetch(origin) };
+        match document.verify(&origin.descriptor) {
+            Ok(manifest) => Step::Here(origin, manifest),
+            Err(mismatch) => Step::Failed(Part::failed(origin, 0, Denial::new(Reason::BlobDigest, mismatch.to_string()))),
         }
     }
 
@@ -443,7 +444,9 @@ impl<'a> Search<'a> {
         let Key { subject, repository, manifest, by } = &part.origin.key;
         let repository = repository.as_ref().map(|name| name.repository().to_owned());
         let (digest, size) = (*manifest, part.origin.descriptor.size);
-        let kept = (*subject, KeptManifest { digest, size, by: *by, repository, candidates: part.of, met: false });
+        // Of one that has more than is kept, the first are.
+        let candidates = part.of.min(limits::KEPT_CANDIDATES);
+        let kept = (*subject, KeptManifest { digest, size, by: *by, repository, candidates, met: false });
         let found = &mut *self.found.borrow_mut();
         if !found.contains(&kept) {
             self.put(document);

@@ -36,13 +36,16 @@ enum Answer {
     Never,
 }
 
+/// A manifest, how it is attached, and what a list says that it is.
+type Entry = (Descriptor, AttachedBy, Option<String>);
+
 /// A place that has what a test puts there.
 #[derive(Debug)]
 struct Scripted {
     name: String,
     answers: Mutex<HashMap<Digest, Answer>>,
     /// What is listed for each subject.
-    lists: Mutex<HashMap<Digest, Vec<(Descriptor, AttachedBy, Option<String>)>>>,
+    lists: Mutex<HashMap<Digest, Vec<Entry>>>,
     unread: bool,
     asked: Mutex<Vec<Digest>>,
 }
@@ -411,6 +414,22 @@ fn what_the_cache_lost_is_fetched_again_or_told() {
     damage();
     let (alone, _) = bench.search(&Arc::new(Scripted::new("empty")));
     assert_eq!(all_shown(&alone), [(one.digest, "ok"), (two.digest, "blob-digest")]);
+}
+
+#[test]
+fn of_too_many_layers_the_first_are_kept() {
+    let (bench, source) = (Bench::new(), Arc::new(Scripted::new("place")));
+    let count = limits::KEPT_CANDIDATES + 10;
+    let blobs: Vec<_> = (0..count).map(|number| (SIGNATURE, source.put(number.to_string().as_bytes()))).collect();
+    let manifest = source.put(manifest_of(&bench.kit, &blobs).as_bytes());
+    source.list(&bench.kit, manifest, AttachedBy::SignatureName, None);
+    let (first, ended) = bench.search(&source);
+    assert_eq!((first.len(), ended.capped.len()), (limits::CANDIDATES, 1));
+    let (kept, _) = bench.search(&Arc::new(Scripted::new("empty")));
+    assert_eq!(all_shown(&kept), all_shown(&first));
+    // With those of the cache for nothing there is room for the rest.
+    let (all, ended) = bench.search(&source);
+    assert_eq!((all.len(), ended.capped.len()), (count, 0));
 }
 
 /// All signed fixtures, from a layout; and then from the cache alone, as without the network.

@@ -192,10 +192,11 @@ impl Registry {
                 attached.capped.push(format!("{found_at} has more than {} bytes", limits::MANIFEST_BYTES));
             }
             Ok(Some(document)) => {
+                let is_subject = Digest::of(subject.algorithm(), &document.bytes) == *subject;
                 let media_type = media_type(&document);
                 let document = Unverified::new(document.bytes);
                 let descriptor = document.describe(Algorithm::Sha256, &media_type);
-                if descriptor.digest != *subject {
+                if !is_subject {
                     let (document, artifact_type, annotations) = (Some(document), None, Vec::new());
                     attached.list(ListedManifest { descriptor, document, by, found_at, artifact_type, annotations });
                 }

@@ -184,6 +184,23 @@ async fn a_layout_is_not_read_for_ever() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_takes_no_other_with_it() {
+    let kit = Digest::of(Algorithm::Sha256, b"kit");
+    for (count, gaps, listed) in [(1, 1, 1), (limits::LAYOUT_UNREADABLE, limits::LAYOUT_UNREADABLE, 0)] {
+        let mut layout = Fixture::new(Form::Folder);
+        for number in 0..count {
+            let digest = layout.enter(&referring(&kit, number), &json!({}));
+            fs::remove_file(layout.path(&digest)).expect("there");
+            symlink("/dev/null", layout.path(&digest)).expect("made");
+        }
+        let good = layout.enter(&referring(&kit, 1000), &json!({}));
+        let attached = layout.attached(&kit, None).await;
+        let expected: Vec<_> = [(good, AttachedBy::Subject)].into_iter().take(listed).collect();
+        assert_eq!((attached.gaps.len(), found(&attached)), (gaps, expected), "{attached:?}");
+    }
+}
+
+#[tokio::test]
 async fn kits_storage_has_tags_of_its_own() {
     let home = tempfile::tempdir().expect("a folder");
     let mut layout = Fixture::new(Form::Folder);
