@@ -1,9 +1,9 @@
 //! A decision as others can check it: an in-toto statement with SLSA's verification summary, `PASSED` or `FAILED`.
 //!
 //! It says only what was decided: by which policies, on which signatures and attestations, about which manifest. No level of SLSA was verified, so none
-//! is claimed. It is not signed; `cosign attest --statement FILE REFERENCE@DIGEST` (from version 3) signs it as it is, and `cosign attest --type
-//! https://slsa.dev/verification_summary/v1 --predicate <(jq .predicate FILE)` (every version) makes the same statement anew. It decides nothing and
-//! does not know how decisions are made.
+//! is claimed. It is not signed. `cosign attest` makes statements itself and takes a predicate:
+//! `cosign attest --type https://slsa.dev/verification_summary/v1 --predicate <(jq .predicate FILE) REPOSITORY@DIGEST`. As it stands the statement is signed
+//! by `cosign attest-blob --statement FILE --bundle BUNDLE` (from version 3). This module decides nothing and does not know how decisions are made.
 //!
 //! | field | what stands there |
 //! |---|---|
