@@ -144,7 +144,8 @@ impl Trail {
         Some(error)
     }
 
-    /// Records that what came for a layer, or lay in the cache, is not it.
+    /// Records that what came for a layer is not it, also after it was fetched once more. Where the second attempt was right, only the log tells of the
+    /// first.
     pub fn mismatch(&self, layer: &str, message: &str) {
         if let Some(error) = self.record(&Event::mismatch(&self.subject, layer, message)).unwrap_or_else(Some) {
             tell(&error, "mismatch");

@@ -1,9 +1,9 @@
 //! A decision as others can check it: an in-toto statement with SLSA's verification summary, `PASSED` or `FAILED`.
 //!
 //! It says only what was decided: by which policies, on which signatures and attestations, about which manifest. No level of SLSA was verified, so none
-//! is claimed. It is not signed; `cosign attest --statement FILE REFERENCE@DIGEST` (from version 3) signs it as it is, and `cosign attest --type
-//! https://slsa.dev/verification_summary/v1 --predicate <(jq .predicate FILE)` (every version) makes the same statement anew. It decides nothing and
-//! does not know how decisions are made.
+//! is claimed. It is not signed. `cosign attest` makes statements itself and takes a predicate:
+//! `cosign attest --type https://slsa.dev/verification_summary/v1 --predicate <(jq .predicate FILE) REPOSITORY@DIGEST`. As it stands the statement is signed
+//! by `cosign attest-blob --statement FILE --bundle BUNDLE` (from version 3). This module decides nothing and does not know how decisions are made.
 //!
 //! | field | what stands there |
 //! |---|---|
@@ -377,7 +377,7 @@ mod tests {
             .collect();
         assert_eq!(found, inputs);
         assert_eq!((&predicate["verificationResult"], &predicate["verifiedLevels"]), (&json!("PASSED"), &json!(["KITFS_ADMITTED"])));
-        assert!(!statement.to_string().contains('#') || predicate.get("pkg:generic/kitfs#claim").is_none());
+        assert_eq!((predicate.get("pkg:generic/kitfs#claim"), predicate.get("pkg:generic/kitfs#reasons")), (None, None));
     }
 
     #[test]
@@ -421,7 +421,8 @@ mod tests {
             change(&mut report);
             Statement::of(&report, &VerifierId::default(), at()).map(|_| ())
         };
-        let cases: [(fn(&mut Report), Result<(), NoSummary>); 8] = [
+        type Change = fn(&mut Report);
+        let cases: [(Change, Result<(), NoSummary>); 8] = [
             (|_| {}, Ok(())),
             (|report| report.decision = "error", Err(NoSummary::Undecided)),
             (|report| report.decision = "anything", Err(NoSummary::Undecided)),
@@ -479,7 +480,8 @@ mod tests {
         assert_eq!(names(), 0);
         write(&path, &[one.clone(), one.clone()]).expect("written");
         let text = std::fs::read_to_string(&path).expect("the file");
-        assert_eq!(text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).count(), 2);
+        assert_eq!(text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count(), 2);
+        assert_eq!(text.lines().count(), 2);
         assert!(!text.contains('\u{1b}'));
         write(&path, std::slice::from_ref(&one)).expect("replaced");
         assert_eq!(std::fs::read_to_string(&path).expect("the file"), one.line().expect("plain data"));

@@ -9,7 +9,7 @@
 //! | `status_id` | 1 Success; 2 Failure if not admitted | 1 | 1; 2 if it never showed | 2 |
 //! | `severity_id` | 1 Informational, 3 Medium (denied), 2 Low (error) | 1 | 1 | 4 High |
 //! | `status_code` | code of the first reason | | | `digest-mismatch` |
-//! | `component` | | | | the layer's digest |
+//! | `component` | | | | the digest of the layer or document |
 //!
 //! In all of them: `class_uid` 1001, `category_uid` 1, `type_uid` 100100 + `activity_id`; `time` (milliseconds) and `time_dt` (RFC 3339, UTC) of the event;
 //! `message` and `status_detail` for people; `actor` (this process and its real user), `device` (this host); `file` with the mount's folder as `path` (none where nothing is
@@ -184,6 +184,8 @@ const ALLOWED: (u8, &str) = (1, "Allowed");
 const DENIED: (u8, &str) = (2, "Denied");
 const BLOCKED: (u8, &str) = (2, "Blocked");
 const INFORMATIONAL: (u8, &str) = (1, "Informational");
+const MISMATCH: Class =
+    Class { code: "mismatch", activity: (2, "Read"), action: DENIED, disposition: BLOCKED, success: false, severity: (4, "High") };
 
 impl Event {
     /// Something was decided at `at`.
@@ -242,14 +244,15 @@ impl Event {
 
     /// What came for a layer, or lay in the cache, is not it; nothing of it is shown.
     pub(super) fn mismatch(subject: &Subject, layer: &str, detail: &str) -> Self {
-        let class =
-            Class { code: "mismatch", activity: (2, "Read"), action: DENIED, disposition: BLOCKED, success: false, severity: (4, "High") };
         let message = format!("content of {} at {} is not what its digest says", subject.reference, subject.mountpoint.display());
-        let mut event = Self::of_mount(&class, subject, &message);
-        event.set("component", json!(layer));
-        event.set("status_code", json!("digest-mismatch"));
-        event.set("status_detail", json!(detail));
-        event
+        Self::of_mount(&MISMATCH, subject, &message).because(layer, detail)
+    }
+
+    /// The same before there is a mount: of a document or layer of a kit that was to be mounted or pulled. `kit` is its digest, if that is known.
+    pub fn mismatch_before(reference: &str, kit: Option<&Digest>, attempt: &Attempt, blob: &Digest, detail: &str) -> Self {
+        let message = format!("content of {reference} is not what its digest says");
+        let kit = kit.map(Digest::to_string);
+        Self::new(&MISMATCH, &message, Timestamp::now(), attempt, reference, kit.as_deref()).because(&blob.to_string(), detail)
     }
 
     /// The event as it is recorded: one line, not longer than [`AUDIT_LINE_BYTES`].
@@ -325,6 +328,14 @@ impl Event {
         }
         event.own_if("digest", json!(digest));
         event
+    }
+
+    /// It is a mismatch of this blob.
+    fn because(mut self, blob: &str, detail: &str) -> Self {
+        self.set("component", json!(blob));
+        self.set("status_code", json!("digest-mismatch"));
+        self.set("status_detail", json!(detail));
+        self
     }
 
     /// The policies that matched; nothing if there is none.

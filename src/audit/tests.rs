@@ -56,6 +56,7 @@ fn all_events() -> Vec<(&'static str, Event)> {
         ("mount", Event::mount(&subject)),
         ("umount", Event::umount(&subject, None)),
         ("failed", Event::umount(&subject, Some("no worker"))),
+        ("before", Event::mismatch_before(REFERENCE, None, &attempt(), &admission(REFERENCE, &[]).digest, "expected this, got that")),
         ("mismatch", Event::mismatch(&subject, "sha256:00", "expected this, got that")),
     ]
 }
@@ -138,6 +139,7 @@ fn each_event_says_what_happened() {
         ("mount", "mount", 12, 1, 1, 1, 1),
         ("umount", "umount", 13, 1, 1, 1, 1),
         ("failed", "umount", 13, 1, 1, 2, 1),
+        ("before", "mismatch", 2, 2, 2, 2, 4),
         ("mismatch", "mismatch", 2, 2, 2, 2, 4),
     ];
     for ((name, event), (expected_name, code, activity, action, disposition, status, severity)) in all_events().into_iter().zip(expected) {
@@ -149,6 +151,15 @@ fn each_event_says_what_happened() {
         assert_eq!(value["file"]["path"], "/mnt/kit", "{name}");
         assert_eq!(value["metadata"]["correlation_uid"], "0123", "{name}");
         assert_eq!(value["unmapped"]["kitfs"]["reference"], REFERENCE, "{name}");
+        if code == "mismatch" {
+            assert!(value["component"].as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{name}");
+            assert_eq!((&value["status_code"], &value["status_detail"]), (&json!("digest-mismatch"), &json!("expected this, got that")));
+        }
+        if name == "before" {
+            // Nothing was decided yet.
+            assert_eq!((value.get("policy"), value["file"].get("hashes")), (None, None));
+            continue;
+        }
         assert_eq!(value["policy"]["name"], "signed", "{name}");
         assert!(value["policy"]["data"]["policies"][0]["digest"].as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{name}");
     }

@@ -25,6 +25,7 @@ mod offline;
 mod packer;
 mod reading;
 mod real_model;
+mod records;
 mod references;
 mod single_flight;
 mod sources;
