@@ -290,6 +290,11 @@ impl Registry {
         self.shared.state().manifests.contains_key(&(repository.to_owned(), name.to_owned()))
     }
 
+    /// How large a manifest is that is there.
+    pub fn size(&self, repository: &str, name: &str) -> usize {
+        self.shared.state().manifests[&(repository.to_owned(), name.to_owned())].content.len()
+    }
+
     /// Referrers are listed by the API from now on, in pages of so many.
     pub fn list_referrers(&self, page: usize) {
         self.shared.state().page = Some(page);
