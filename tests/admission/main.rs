@@ -6,4 +6,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod asked;
+mod cases;
+mod faults;
+mod names;
+mod records;
 mod signer;
+mod trouble;
