@@ -1,20 +1,25 @@
 //! The fixtures: cases with their layout and what they must look like.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use base64::Engine as _;
 use serde_json::Value;
 
-use super::registry::Registry;
+use super::pack::MANIFEST;
+use super::process::{require, run};
+use super::registry::{Registry, fallback_tag};
 
 /// One folder of `tests/fixtures/kits` or `tests/fixtures/hostile`.
 #[derive(Debug)]
 pub struct Case {
     pub name: String,
     folder: PathBuf,
+    layout: PathBuf,
     json: Value,
 }
 
@@ -42,12 +47,14 @@ pub struct Tried {
 #[derive(Debug)]
 pub struct Layout(BTreeMap<String, Vec<u8>>);
 
-/// The cases of one kind (`kits`, `hostile`), by name.
+/// The cases of one kind (`kits`, `hostile`, `signed`), by name.
 pub fn cases(kind: &str) -> Vec<Case> {
     let folder = root().join(kind);
     let mut cases: Vec<_> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
-        .map(|entry| Case::load(&entry.expect("an entry").path()))
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_dir())
+        .map(|path| Case::load(&path))
         .collect();
     cases.sort_by(|a, b| a.name.cmp(&b.name));
     assert!(!cases.is_empty(), "no cases in {}", folder.display());
@@ -68,7 +75,7 @@ impl Case {
         let text = fs::read_to_string(folder.join("case.json")).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let json = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
-        Self { name, folder: folder.to_owned(), json }
+        Self { name, folder: folder.to_owned(), layout: folder.join("layout.tar"), json }
     }
 
     /// A text field of `case.json`.
@@ -149,9 +156,21 @@ impl Case {
         .collect()
     }
 
+    /// Makes the layout as large as the case wants it, in `folder`; nothing if it is that large as it is.
+    pub fn grow(&mut self, folder: &Path) {
+        if self.json.get("grow").is_none() {
+            return;
+        }
+        let grown = folder.join(format!("{}.tar", self.name));
+        require("python3", "apt-get install python3");
+        let script = self.folder.with_file_name("grow.py");
+        run(Command::new("python3").arg(script).arg(&self.folder).arg(&grown), Duration::from_secs(120)).ok();
+        self.layout = grown;
+    }
+
     pub fn layout(&self) -> Layout {
-        let path = self.folder.join("layout.tar");
-        let mut archive = tar::Archive::new(fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())));
+        let path = &self.layout;
+        let mut archive = tar::Archive::new(fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())));
         let mut files = BTreeMap::new();
         for entry in archive.entries().expect("a tar") {
             let mut entry = entry.expect("an entry");
@@ -174,7 +193,7 @@ impl Case {
 
     /// Says the case's reference in an archive: the layout as it came, or compressed into `folder`.
     pub fn archive(&self, folder: &Path, gzip: bool) -> String {
-        let mut path = self.path("layout.tar");
+        let mut path = self.layout.clone();
         if gzip {
             let tar = fs::read(&path).expect("a fixture");
             path = folder.join("layout.tar.gz");
@@ -221,14 +240,57 @@ impl Layout {
         let index: Value = serde_json::from_slice(&self.0["index.json"]).expect("an index");
         for manifest in index["manifests"].as_array().expect("manifests") {
             let text = |value: &Value| value.as_str().expect("a text").to_owned();
-            let Some(name) = manifest["annotations"]["org.opencontainers.image.ref.name"].as_str() else { continue };
-            let name = name.split_once('/').filter(|(host, _)| host.contains(['.', ':'])).map_or(name, |(_, name)| name);
-            let (repository, tag) = name.rsplit_once(':').expect("a tag");
-            let digest = text(&manifest["digest"]);
-            let content = self.blob(&digest).expect("the manifest").to_vec();
-            registry.manifest_as(repository, tag, &digest, &text(&manifest["mediaType"]), content);
+            let Some((repository, tag, digest)) = name_of(manifest) else { continue };
+            let content = self.blob(digest).expect("the manifest").to_vec();
+            registry.manifest_as(repository, tag, digest, &text(&manifest["mediaType"]), content);
+        }
+        self.attach(registry, &index);
+    }
+
+    /// Attaches what has a subject to it, in every repository that has the subject, and what an index at a subject's tag lists: as it
+    /// is listed, then what nobody lists.
+    fn attach(&self, registry: &Registry, index: &Value) {
+        let listed = |index: &Value| -> Vec<String> {
+            let entries = index["manifests"].as_array().into_iter().flatten();
+            entries.filter_map(|entry| entry["digest"].as_str().map(str::to_owned)).collect()
+        };
+        let names: Vec<_> = named(index).collect();
+        let mut done = BTreeSet::new();
+        let mut attach = |repository: &str, subject: &str, digest: &str| {
+            let Some(content) = self.blob(digest) else { return };
+            if registry.has_manifest(repository, subject) && done.insert([repository, subject, digest].map(str::to_owned)) {
+                registry.attach(repository, subject, MANIFEST, content);
+            }
+        };
+        let subject = |digest: &str| Some(self.json(digest)?["subject"]["digest"].as_str()?.to_owned());
+        for digest in listed(index) {
+            let subject = subject(&digest);
+            names.iter().for_each(|(repository, ..)| subject.iter().for_each(|subject| attach(repository, subject, &digest)));
+        }
+        for (repository, tag, list) in &names {
+            let kit = names.iter().find(|(other, _, kit)| other == repository && fallback_tag(kit) == *tag);
+            let (Some((.., subject)), Some(list)) = (kit, self.json(list)) else { continue };
+            listed(&list).iter().for_each(|digest| attach(repository, subject, digest));
+        }
+        // No manifest is that large, and what is no manifest need not be parsed.
+        let blobs = self.0.iter().filter(|(_, content)| content.len() <= 4 << 20 && content.starts_with(b"{"));
+        for digest in blobs.filter_map(|(path, _)| Some(path.strip_prefix("blobs/")?.replacen('/', ":", 1))) {
+            let subject = subject(&digest);
+            names.iter().for_each(|(repository, ..)| subject.iter().for_each(|subject| attach(repository, subject, &digest)));
         }
     }
+}
+
+/// The names of a layout: repository without its host, tag, digest.
+fn named(index: &Value) -> impl Iterator<Item = (&str, &str, &str)> {
+    index["manifests"].as_array().expect("manifests").iter().filter_map(name_of)
+}
+
+fn name_of(manifest: &Value) -> Option<(&str, &str, &str)> {
+    let name = manifest["annotations"]["org.opencontainers.image.ref.name"].as_str()?;
+    let name = name.split_once('/').filter(|(host, _)| host.contains(['.', ':'])).map_or(name, |(_, name)| name);
+    let (repository, tag) = name.rsplit_once(':').expect("a tag");
+    Some((repository, tag, manifest["digest"].as_str().expect("a digest")))
 }
 
 impl Line {

@@ -9,3 +9,4 @@ pub mod pack;
 pub mod process;
 pub mod registry;
 pub mod shown;
+pub mod signer;

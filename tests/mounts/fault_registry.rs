@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::registry::{Auth, Fault, Host, ONCE, Registry, Target, Times};
+use crate::common::fixtures::case;
+use crate::common::registry::{Auth, Fault, Host, ONCE, Registry, Target, Times, fallback_tag, sha256};
 
 /// Status, headers and body of one GET on a connection of its own.
 fn get(host: &str, path: &str, headers: &str) -> std::io::Result<(u16, String, Vec<u8>)> {
@@ -184,6 +185,107 @@ fn redirects_lead_to_another_host_and_expire() {
     }
     let leaked = registry.log().iter().filter(|request| request.host == Host::Storage && request.authorization.is_some()).count();
     assert_eq!((leaked, registry.sent(&digest)), (3, 20));
+}
+
+/// All that the API lists of a manifest, page by page, and how many pages there were.
+fn referrers(registry: &Registry, subject: &str) -> (Vec<serde_json::Value>, usize) {
+    let (mut all, mut pages) = (Vec::new(), 0);
+    let mut next = Some(format!("/v2/acme/sentiment/referrers/{subject}"));
+    while let Some(path) = next {
+        let (status, head, body) = get(&registry.host(), &path, "").expect("an answer");
+        assert!(status == 200 && head.contains("Content-Type: application/vnd.oci.image.index.v1+json"), "{head}");
+        let page: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        all.extend(page["manifests"].as_array().expect("a list").iter().cloned());
+        pages += 1;
+        let link = head.lines().find_map(|line| line.strip_prefix("Link: <"));
+        next = link.map(|link| link.strip_suffix(">; rel=\"next\"").expect("the next page").to_owned());
+    }
+    (all, pages)
+}
+
+#[test]
+fn referrers_come_in_pages_or_stand_in_the_index_at_the_tag() {
+    let bundle = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    // Thirteen of it stand in the layout without a name.
+    let case = case("signed/good-among-bad");
+    let registry = Registry::start();
+    case.serve(&registry);
+    let subject = case.digest();
+    let api = format!("/v2/acme/sentiment/referrers/{subject}");
+    assert_eq!(get(&registry.host(), &api, "").expect("an answer").0, 404);
+    let tag = format!("/v2/acme/sentiment/manifests/{}", fallback_tag(subject));
+    let (status, head, body) = get(&registry.host(), &tag, "").expect("an answer");
+    assert!(status == 200 && head.contains(&sha256(&body)), "{head}");
+    let index: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    let left = index["manifests"].as_array().expect("a list").clone();
+    assert!(left.len() == 13 && left.iter().all(|entry| entry.get("annotations").is_none()), "{left:#?}");
+    assert!(left.iter().any(|entry| entry["artifactType"] == "application/vnd.oci.empty.v1+json"), "{left:#?}");
+
+    registry.list_referrers(5);
+    assert_eq!(get(&registry.host(), &tag, "").expect("an answer").0, 404);
+    let (listed, pages) = referrers(&registry, subject);
+    assert_eq!(pages, 3);
+    assert!(listed.iter().any(|entry| entry["artifactType"] == bundle && entry["annotations"].is_object()), "{listed:#?}");
+    let digests = |list: &[serde_json::Value]| list.iter().map(|entry| entry["digest"].clone()).collect::<Vec<_>>();
+    assert_eq!(digests(&listed), digests(&left));
+    for digest in digests(&listed) {
+        let path = format!("/v2/acme/sentiment/manifests/{}", digest.as_str().expect("a digest"));
+        assert_eq!(sha256(&get(&registry.host(), &path, "").expect("an answer").2), digest);
+    }
+    // Of what nothing is attached to there is an empty list.
+    assert_eq!(referrers(&registry, &sha256(b"other")), (Vec::new(), 1));
+    registry.list_referrers(13);
+    assert_eq!(referrers(&registry, subject).1, 1);
+}
+
+#[test]
+fn an_index_at_the_tag_of_a_layout_is_served_as_it_came_and_listed_by_the_api() {
+    let case = case("signed/referrer-of-another");
+    let registry = Registry::start();
+    case.serve(&registry);
+    let tag = fallback_tag(case.digest());
+    let (_, _, body) = get(&registry.host(), &format!("/v2/acme/sentiment/manifests/{tag}"), "").expect("an answer");
+    assert_eq!(case.layout().blob(&sha256(&body)), Some(&body[..]), "the layout's own");
+    registry.list_referrers(1);
+    let (listed, _) = referrers(&registry, case.digest());
+    let layout = case.layout();
+    let foreign = listed.iter().any(|entry| {
+        let manifest = layout.json(entry["digest"].as_str().expect("a digest")).expect("a manifest");
+        manifest["subject"]["digest"] != case.digest()
+    });
+    assert!(foreign, "{listed:#?}");
+}
+
+#[test]
+fn referrers_and_tags_break_as_they_are_told_to() {
+    let case = case("signed/both-formats");
+    let registry = Registry::start();
+    case.serve(&registry);
+    registry.list_referrers(1);
+    let api = format!("/v2/acme/sentiment/referrers/{}", case.digest());
+    let sig = format!("{}.sig", fallback_tag(case.digest()));
+    let whole = get(&registry.host(), &api, "").expect("an answer").2;
+    for (fault, seen) in [
+        (Fault::Flip(3), 200),
+        (Fault::Truncate(20), 200),
+        (Fault::Swap(b"[]".to_vec()), 200),
+        (Fault::status(503), 503),
+        (Fault::RedirectTo("http://127.0.0.1:1/".into()), 307),
+    ] {
+        registry.mend();
+        registry.fault(Target::Referrers, ONCE, fault.clone());
+        let (status, _, body) = get(&registry.host(), &api, "").expect("an answer");
+        assert!(status == seen && body != whole, "{fault:?}: {status}");
+        assert_eq!(get(&registry.host(), &api, "").expect("an answer").2, whole, "{fault:?}");
+    }
+    for (target, path) in [(Target::Ask(sig.clone()), format!("/v2/acme/sentiment/manifests/{sig}")), (Target::Referrers, api)] {
+        registry.mend();
+        registry.fault(target, Times::Nth(2), Fault::Reset);
+        assert_eq!(get(&registry.host(), &path, "").expect("an answer").0, 200);
+        assert_eq!(get(&registry.host(), &path, "").expect_err("no answer").kind(), ErrorKind::ConnectionReset);
+    }
+    // A request for referrers is none for their subject.
+    assert_eq!(registry.asked(case.digest()), 0);
 }
 
 #[test]

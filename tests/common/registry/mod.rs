@@ -4,8 +4,13 @@
 //! on a loopback port of its own, and writes down every request. A script of [`Fault`]s says what goes wrong with which request; a fault
 //! that waits, waits for a [`Gate`], so that a test needs no sleeping. As an HTTP proxy it stands for every other registry. It knows nothing of kits, and stands on nothing else of this
 //! folder, so that a unit test can include it by path.
+//!
+//! What is attached to a manifest it lists by the referrers API, in pages, or in the index at the tag that stands for it where there is no API.
 
+mod referrers;
 mod serve;
+
+pub use referrers::fallback_tag;
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -37,8 +42,10 @@ pub enum Target {
     Manifests,
     /// The answer that brings the content with this digest: of the registry, or of the storage host it redirects to.
     Content(String),
-    /// The registry's own answer for this blob, even if it only redirects.
+    /// The registry's own answer for this blob or tag, whatever it is: a redirect, or that there is none.
     Ask(String),
+    /// A page of referrers.
+    Referrers,
 }
 
 /// How often a fault happens. Requests that it cannot be seen in (a range without the flipped byte) do not count.
@@ -268,9 +275,39 @@ impl Registry {
         }
     }
 
+    /// Keeps a manifest without a tag that is attached to another one. What lists it says of it what it says of itself.
+    pub fn attach(&self, repository: &str, subject: &str, media_type: &str, content: impl Into<Vec<u8>>) -> String {
+        let content = content.into();
+        let digest = sha256(&content);
+        let descriptor = referrers::Attached::new(&digest, media_type, &content);
+        self.manifest_as(repository, &digest, &digest, media_type, content);
+        self.shared.state().attached.entry((repository.to_owned(), subject.to_owned())).or_default().push(descriptor);
+        digest
+    }
+
+    /// Whether there is a manifest of this name or digest.
+    pub fn has_manifest(&self, repository: &str, name: &str) -> bool {
+        self.shared.state().manifests.contains_key(&(repository.to_owned(), name.to_owned()))
+    }
+
+    /// How large a manifest is that is there.
+    pub fn size(&self, repository: &str, name: &str) -> usize {
+        self.shared.state().manifests[&(repository.to_owned(), name.to_owned())].content.len()
+    }
+
+    /// Referrers are listed by the API from now on, in pages of so many.
+    pub fn list_referrers(&self, page: usize) {
+        self.shared.state().page = Some(page);
+    }
+
     /// Drops a blob.
     pub fn forget(&self, digest: &str) {
         self.shared.state().blobs.remove(digest);
+    }
+
+    /// Drops a tag, or a manifest by its digest.
+    pub fn forget_manifest(&self, repository: &str, name: &str) {
+        self.shared.state().manifests.remove(&(repository.to_owned(), name.to_owned()));
     }
 
     /// From now on `fault` happens to requests for `target`. Of several that could happen the first one does.
@@ -410,6 +447,9 @@ struct Shared {
 struct State {
     blobs: HashMap<String, Arc<Vec<u8>>>,
     manifests: HashMap<(String, String), Manifest>,
+    attached: HashMap<(String, String), Vec<referrers::Attached>>,
+    /// How many referrers a page has; there is no API without it.
+    page: Option<usize>,
     rules: Vec<Rule>,
     gates: Vec<Gate>,
     auth: Auth,
@@ -450,6 +490,8 @@ impl Shared {
         let state = State {
             blobs: HashMap::new(),
             manifests: HashMap::new(),
+            attached: HashMap::new(),
+            page: None,
             rules: Vec::new(),
             gates: Vec::new(),
             auth: Auth::None,

@@ -118,6 +118,7 @@ enum Kind {
     Manifest,
     Blob,
     Redirect,
+    Referrers,
     Other,
 }
 
@@ -387,24 +388,37 @@ impl Connection<'_> {
         }
         if let Some((repository, name)) = rest.split_once("/manifests/") {
             let state = self.shared.state();
-            let Some(manifest) = state.manifests.get(&(repository.to_owned(), name.to_owned())) else {
+            let Some(manifest) = state.manifest(repository, name) else {
                 return Answer { target: Kind::Manifest, ..Answer::error(404, "MANIFEST_UNKNOWN") };
             };
             return Answer {
                 status: 200,
-                headers: vec![
-                    ("Content-Type".into(), manifest.media_type.clone()),
-                    ("Docker-Content-Digest".into(), manifest.digest.clone()),
-                ],
-                content: Arc::clone(&manifest.content),
-                digest: Some(manifest.digest.clone()),
+                headers: vec![("Content-Type".into(), manifest.media_type), ("Docker-Content-Digest".into(), manifest.digest.clone())],
+                digest: Some(manifest.digest),
+                content: manifest.content,
                 target: Kind::Manifest,
             };
         }
         if let Some((_, digest)) = rest.split_once("/blobs/") {
             return self.blob(digest);
         }
+        if let Some((repository, subject)) = rest.split_once("/referrers/") {
+            return self.referrers(repository, subject, head.path.split_once("page=").and_then(|(_, page)| page.parse().ok()).unwrap_or(0));
+        }
         Answer::error(404, "UNSUPPORTED")
+    }
+
+    fn referrers(&self, repository: &str, subject: &str, page: usize) -> Answer {
+        let Some((content, more)) = self.shared.state().referrers(repository, subject, page) else {
+            return Answer { target: Kind::Referrers, ..Answer::error(404, "UNSUPPORTED") };
+        };
+        let mut headers = vec![("Content-Type".into(), super::referrers::INDEX.into())];
+        if more {
+            headers.push(("Link".into(), format!("</v2/{repository}/referrers/{subject}?page={}>; rel=\"next\"", page + 1)));
+        }
+        // A page has no digest that anybody could ask for; it has one here, so that it can be damaged.
+        let digest = Some(super::sha256(&content));
+        Answer { status: 200, headers, content: Arc::new(content), digest, target: Kind::Referrers }
     }
 
     fn blob(&self, digest: &str) -> Answer {
@@ -505,6 +519,7 @@ impl Rule {
             Target::Token => answer.target == Kind::Token,
             Target::Manifests => answer.target == Kind::Manifest,
             Target::Content(digest) => answer.target != Kind::Redirect && answer.status == 200 && answer.digest.as_ref() == Some(digest),
+            Target::Referrers => answer.target == Kind::Referrers,
             Target::Ask(digest) => head.path.ends_with(digest.as_str()),
         }
     }
@@ -550,8 +565,8 @@ fn parse_range(header: &str) -> Option<(u64, Option<u64>)> {
 }
 
 fn digest_in(path: &str) -> Option<String> {
-    let name = path.split('?').next()?.rsplit('/').next()?;
-    name.starts_with("sha").then(|| name.to_owned()).filter(|name| name.contains(':'))
+    let (before, name) = path.split('?').next()?.rsplit_once('/')?;
+    name.starts_with("sha").then(|| name.to_owned()).filter(|name| name.contains(':') && !before.ends_with("/referrers"))
 }
 
 fn basic(user: &str, password: &str) -> String {
