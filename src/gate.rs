@@ -108,7 +108,7 @@ impl Gate<'_> {
         if let Verdict::Admitted(admitted) = &decision.verdict {
             for counted in &admitted.admission().counted {
                 // Whoever once counted is the last to go from the cache; that this could not be written down changes nothing now.
-                if let Err(error) = self.access.store.mark_met(&question.digest, &counted.digest) {
+                if let Err(error) = self.access.store.mark_met(&question.digest, &counted.manifest) {
                     tracing::debug!(error = &error as &dyn std::error::Error, "a signature that counted");
                 }
             }
