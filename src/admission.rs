@@ -24,7 +24,7 @@ use crate::policy::Names;
 pub use docket::{Decision, Docket, Verdict};
 pub use record::{Admission, Counted, DecidedPolicy, NamedRoot};
 pub use report::{AuthorityReport, CandidateReport, PolicyReport, ReasonReport, Report, SetReport, TimeReport};
-pub use rules::{CallerRules, Demand, DemandSigner, HOST_ROOTS, Host, RuleError, RuleSet, Rulebook};
+pub use rules::{CallerRules, Demand, DemandSigner, HOST_ROOTS, Host, RootPart, RuleError, RuleSet, Rulebook, Sources};
 
 /// That a kit may be mounted. Made by the decision alone, about one digest, once.
 ///

@@ -65,6 +65,7 @@ pub mod source;
 pub mod store;
 pub mod supervisor;
 pub mod tree;
+pub mod tuf;
 pub mod umount;
 pub mod verify;
 pub mod wait;

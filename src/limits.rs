@@ -422,6 +422,10 @@ pub const POLICY_NODES: usize = 50_000;
 pub const POLICY_DEPTH: usize = 24;
 /// Files in a folder of policies.
 pub const POLICY_FILES: usize = 1024;
+/// How long it may take to fetch a trusted root by TUF: about six small files.
+pub const TUF_TIME: Duration = Duration::from_secs(120);
+/// Bytes of the root of a TUF repository. That of the public good instance has 6 KiB.
+pub const TUF_ROOT_BYTES: u64 = 512 << 10;
 /// Trusted roots in a folder of the host's: one for each instance of Sigstore that it trusts.
 pub const TRUSTED_ROOT_FILES: usize = 64;
 /// Bytes of a glob: no name is as long.

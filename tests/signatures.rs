@@ -15,8 +15,8 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use kitfs::digest::{Algorithm, Digest};
 use kitfs::signature::{
-    About, Content, Denial, Expectation, Facts, Forms, Identity, Layer, LayerKind, Matcher, PublicKey, Signer, TimeSource, TrustedRoot,
-    judge, judge_layer,
+    About, Content, Denial, Expectation, Facts, Forms, Hash, Identity, Layer, LayerKind, Matcher, Part, PublicKey, Signer, TimeSource,
+    TrustedRoot, judge, judge_layer,
 };
 use saphyr::{LoadableYamlNode as _, Yaml};
 use serde_json::{Value, json};
@@ -246,6 +246,59 @@ fn an_entry_about_another_signature_always_fails() {
     }
 }
 
+/// A policy may limit a key to signatures with one hash. Which one a signature has follows from key and format.
+#[test]
+fn only_signatures_with_the_wanted_hash_count() {
+    for (name, hash) in [
+        ("key-p256-bundle", Hash::Sha256),
+        ("key-p384-bundle", Hash::Sha384),
+        ("key-rsa-bundle", Hash::Sha256),
+        ("key-ed25519-bundle", Hash::Sha512),
+        ("key-ed25519ph-bundle", Hash::Sha512),
+        ("legacy-key-p256", Hash::Sha256),
+        ("legacy-key-p384", Hash::Sha256),
+        ("legacy-key-rsa", Hash::Sha256),
+        ("legacy-key-ed25519", Hash::Sha512),
+    ] {
+        let case = case(name);
+        let candidate = &case.candidates()[0];
+        for wanted in [Hash::Sha224, Hash::Sha256, Hash::Sha384, Hash::Sha512] {
+            let mut authority = case.policy().remove(0).remove(0);
+            authority.key = authority.key.map(|key| key.only(Some(wanted)));
+            let verdict = authority.judge(candidate, &case, &None);
+            let found = verdict.as_ref().err().map(|denial| denial.reason.code());
+            assert_eq!(found, (wanted != hash).then_some("digest-algorithm"), "{name} {wanted:?}: {verdict:?}");
+        }
+    }
+}
+
+/// A policy may take authorities and logs from several trusted roots, and only those of one address: all others are then unknown.
+#[test]
+fn a_root_is_composed_of_what_a_policy_names() {
+    const LOG: &str = "https://rekor.sigstore.acme.example";
+    const LOG_2: &str = "https://log2026-1.rekor.sigstore.acme.example/";
+    let github = TrustedRoot::built_in("github").expect("built in");
+    for (name, other_authorities, log, stamps, expected) in [
+        ("keyless-rekor1", false, None, true, None),
+        ("keyless-rekor1", false, Some(LOG), true, None),
+        ("keyless-rekor1", false, Some(LOG_2), true, Some("untrusted-log")),
+        ("keyless-rekor1", true, None, true, Some("bad-sct")),
+        ("keyless-rekor2", false, Some(LOG_2), true, None),
+        ("keyless-rekor2", false, Some(LOG), true, Some("untrusted-log")),
+        ("keyless-rekor2", false, None, false, Some("timestamp")),
+    ] {
+        let case = case(name);
+        let own = case.root();
+        let certificates = Part { root: if other_authorities { &github } else { &own }, address: None };
+        let logs = Part { root: &own, address: log };
+        let timestamps = Part { root: if stamps { &own } else { &github }, address: None };
+        let root = TrustedRoot::composed(Some(certificates), Some(logs), Some(timestamps)).expect("a root");
+        let verdict = case.policy()[0][0].judge_with(&case.candidates()[0], &case, &None, Timestamp::now(), &root);
+        let found = verdict.as_ref().err().map(|denial| denial.reason.code());
+        assert_eq!(found, expected, "{name} {log:?}: {verdict:?}");
+    }
+}
+
 /// Where the texts of a bundle stand.
 fn leaves(json: &Value, at: String) -> Vec<String> {
     match json {
@@ -326,16 +379,26 @@ impl Authority {
     }
 
     fn judge_at(&self, candidate: &Candidate, case: &Case, wanted: &Option<String>, now: Timestamp) -> Result<Facts, Denial> {
-        let root = TrustedRoot::read(&fs::read(case.file("trusted_root.json")).expect("a trusted root")).expect("a trusted root");
+        self.judge_with(candidate, case, wanted, now, &case.root())
+    }
+
+    fn judge_with(
+        &self,
+        candidate: &Candidate,
+        case: &Case,
+        wanted: &Option<String>,
+        now: Timestamp,
+        root: &TrustedRoot,
+    ) -> Result<Facts, Denial> {
         let about = About { digest: case.digest().parse().expect("a digest"), artifact: None };
         let content = wanted.as_deref().map_or(Content::Signature, Content::Attestation);
         let signers = self.key.iter().map(Signer::Key).chain(self.identities.iter().map(Signer::Identity));
         let expect = |signer| Expectation { signer, content, log: self.log, timestamp: self.timestamp, forms: Forms::Attached };
         let verdict = |signer| match candidate {
-            Candidate::Bundle(bytes) => judge(bytes, &about, &expect(signer), &root, now),
+            Candidate::Bundle(bytes) => judge(bytes, &about, &expect(signer), root, now),
             Candidate::Layer(kind, blob, annotations) => {
                 let layer = Layer { kind: *kind, blob, annotations };
-                judge_layer(&layer, &about.digest, &expect(signer), &root, now)
+                judge_layer(&layer, &about.digest, &expect(signer), root, now)
             }
         };
         let mut verdicts: Vec<_> = signers.map(verdict).collect();
@@ -379,6 +442,10 @@ impl Case {
 
     fn digest(&self) -> String {
         self.json["digest"].as_str().expect("a digest").to_owned()
+    }
+
+    fn root(&self) -> TrustedRoot {
+        TrustedRoot::read(&fs::read(self.file("trusted_root.json")).expect("a trusted root")).expect("a trusted root")
     }
 
     fn blobs(&self) -> BTreeMap<String, Vec<u8>> {

@@ -197,7 +197,7 @@ impl Account<'_> {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.question.mountpoint.is_none() {
-            let names = |policy: &PolicyCase<'_>| policy.matched.policy.rule.as_ref().is_some_and(Rule::names_mountpoint);
+            let names = |policy: &PolicyCase<'_>| policy.matched.policy.rule.as_ref().is_some_and(Rule::reads_mount_path);
             warnings.extend(self.each_policy().filter(|(_, policy, _)| names(policy)).map(|(set, policy, _)| {
                 let (name, whose) = (&policy.matched.policy.name, whose(set.name));
                 format!("the policy `{name}` of the {whose} asks where the kit is mounted (`mount.path`), which is null here")

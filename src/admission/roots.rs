@@ -177,3 +177,35 @@ fn named(text: &str) -> (&str, &str) {
         _ => (DEFAULT, text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stands_before_the_first_equals_sign() {
+        for (text, name, place) in [
+            ("f.json", "trusted-root", "f.json"),
+            ("ours=f.json", "ours", "f.json"),
+            ("ours=a=b", "ours", "a=b"),
+            ("./a=b", "trusted-root", "./a=b"),
+            (".a=b", "trusted-root", ".a=b"),
+            ("=b", "trusted-root", "=b"),
+            ("github", "trusted-root", "github"),
+            ("ours=github", "ours", "github"),
+        ] {
+            assert_eq!(named(text), (name, place), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_built_in_is_there_by_its_name_and_by_that_which_it_is_given() {
+        let roots = Roots::of_caller(&["github".to_owned()]).expect("built in");
+        let given = roots.get(DEFAULT).expect("it was given");
+        let built_in = roots.get("github").expect("built in");
+        assert_eq!(given.root.digest(), built_in.root.digest());
+        assert_eq!((given.origin, built_in.name.as_str()), (Origin::BuiltIn("github".into()), "github"));
+        assert!(roots.get("other").is_none() && Roots::default().get(DEFAULT).is_none());
+        assert_eq!(roots.given().count(), 1, "what is only built in is not among them");
+    }
+}

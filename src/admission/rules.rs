@@ -72,10 +72,34 @@ pub struct Demand {
     pub root: Arc<TrustedRoot>,
     /// The trust roots that this is made of: names and digests.
     pub roots: Vec<(String, Digest)>,
+    /// Which of those are meant, and of which addresses.
+    pub sources: Sources,
     /// Whether a log entry is wanted, as [`crate::signature::Expectation::log`] has it.
     pub log: bool,
     /// Whether a timestamp is wanted.
     pub timestamp: bool,
+}
+
+/// Where certificate authorities, logs and timestamp authorities of a demand come from; `None`, where there are none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// Certificate authorities and certificate logs.
+    pub certificates: Option<RootPart>,
+    /// Logs.
+    pub logs: Option<RootPart>,
+    /// Timestamp authorities.
+    pub timestamps: Option<RootPart>,
+}
+
+/// Those of a trust root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootPart {
+    /// Its name.
+    pub name: String,
+    /// The SHA-256 of its file.
+    pub digest: Digest,
+    /// Only those with this address.
+    pub url: Option<String>,
 }
 
 /// Who must have signed.
@@ -98,6 +122,15 @@ pub enum RuleError {
     /// The caller's cannot.
     #[error("the policies of the command line cannot be kept to")]
     Caller(#[source] Box<RuleError>),
+    /// Those in a file cannot.
+    #[error("the policies in `{}` cannot be kept to", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<RuleError>,
+    },
     /// A policy does not load.
     #[error(transparent)]
     Set(#[from] SetError),
@@ -173,6 +206,11 @@ impl Host {
     /// Its trust roots.
     pub fn roots(&self) -> Result<Roots, RootsError> {
         Roots::of_host(&self.files, &self.roots)
+    }
+
+    /// Where its trust roots are.
+    pub fn roots_folder(&self) -> PathBuf {
+        self.files.place(&self.roots)
     }
 
     fn rules(&self, roots: &Roots) -> Result<Option<RuleSet>, RuleError> {
@@ -263,6 +301,12 @@ impl Meant {
     }
 }
 
+impl From<Meant> for RootPart {
+    fn from(Meant { root, url }: Meant) -> Self {
+        Self { name: root.name, digest: root.root.digest(), url }
+    }
+}
+
 impl Known<'_> {
     fn get(&mut self, name: &str) -> Option<Root> {
         self.found.entry(name.to_owned()).or_insert_with(|| self.roots.get(name)).clone()
@@ -344,11 +388,13 @@ impl Asking<'_, '_> {
             let root = meant.as_ref().map(|meant| meant.root.name.clone()).unwrap_or_default();
             RuleError::Root { policy, authority, root, source }
         })?;
-        let used = [certificates, logs, stamps].into_iter().flatten().map(|meant| (meant.root.name, meant.root.root.digest()));
+        let [certificates, logs, timestamps] = [certificates, logs, stamps].map(|meant| meant.map(RootPart::from));
+        let used = [&certificates, &logs, &timestamps].into_iter().flatten().map(|part| (part.name.clone(), part.digest));
         let mut roots: Vec<(String, Digest)> = used.collect();
         roots.sort();
         roots.dedup();
-        Ok(Demand { signer, root: Arc::new(root), roots, log, timestamp: self.authority.timestamp.is_some() })
+        let sources = Sources { certificates, logs, timestamps };
+        Ok(Demand { signer, root: Arc::new(root), roots, sources, log, timestamp: self.authority.timestamp.is_some() })
     }
 }
 

@@ -274,8 +274,12 @@ pub(crate) struct Trust {
 
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum TrustCommand {
-    /// Show authorities and logs, their windows, and the digest of each trusted root [default: those that are built in]
+    /// Show authorities and logs, their windows, and the digest of each trusted root [default: those of the host and those that are built in]
     Show(TrustShow),
+    /// Fetch the trusted root of an instance of Sigstore by TUF, and write it where the host's trusted roots are
+    ///
+    /// Nothing else fetches a trusted root: no kit, no decision and no cache ever changes whom this host trusts.
+    Update(TrustUpdate),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -283,6 +287,22 @@ pub(crate) struct TrustShow {
     /// A trusted_root.json, or `sigstore-public-good` or `github`; may be repeated
     #[arg(long, value_name = "[NAME=]FILE")]
     pub(crate) trusted_root: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TrustUpdate {
+    /// What policies call it: `sigstore-public-good`, `github`, or with --tuf-url any name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Write FILE [default: /etc/kitfs/trusted-roots.d/NAME.json]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// The TUF repository of another instance
+    #[arg(long, value_name = "URL", requires = "tuf_root")]
+    pub(crate) tuf_url: Option<String>,
+    /// That repository's root.json, with which trust in it begins
+    #[arg(long, value_name = "FILE", requires = "tuf_url")]
+    pub(crate) tuf_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -305,6 +325,9 @@ pub(crate) struct PolicyCheck {
     /// Files with one policy or several
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// A trusted_root.json that they may name, as when a kit is mounted; may be repeated
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub(crate) trusted_root: Vec<String>,
     /// Print JSON
     #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) json: bool,
@@ -390,6 +413,9 @@ mod tests {
             "verify-bundle --bundle b --certificate-identity i --certificate-oidc-issuer u --trusted-root f a",
             "trust show",
             "trust show --trusted-root f --trusted-root n=g",
+            "trust update github",
+            "trust update n -o f --tuf-url u --tuf-root r",
+            "policy check f g --trusted-root n=h --json",
             "completions zsh",
             "man",
         ] {
@@ -425,6 +451,11 @@ mod tests {
             "verify-bundle --bundle b --certificate-identity i --certificate-oidc-issuer u --insecure-ignore-tlog a",
             "trust",
             "trust show x",
+            "trust update",
+            "trust update n m",
+            "trust update n --tuf-url u",
+            "trust update n --tuf-root r",
+            "policy check --trusted-root f",
             "completions klingon",
             "unmount d",
         ] {

@@ -23,6 +23,7 @@ use crate::signature::{Denial, KeyError, Reason};
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::tree::TreeError;
+use crate::tuf::TufError;
 use crate::umount::UmountError;
 
 /// Why a command failed.
@@ -113,6 +114,15 @@ pub(crate) enum CliError {
     /// Policies or what they refer to cannot be loaded.
     #[error(transparent)]
     Rules(#[from] RuleError),
+    /// A trusted root was not fetched or not written.
+    #[error(transparent)]
+    Tuf(#[from] TufError),
+    /// No policy could name a trusted root like this.
+    #[error("`{0}` is no name of a trusted root")]
+    RootName(String),
+    /// It is not known where a trusted root is to be fetched.
+    #[error("no TUF repository is known for `{0}`")]
+    NoRepository(String),
     /// The threads for the network cannot be started.
     #[error("cannot start the threads for the network")]
     Runtime(#[source] io::Error),
@@ -131,7 +141,7 @@ impl CliError {
     /// How the command ends.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Reference(_) | Self::Digest(_) | Self::Rules(_) => Exit::Usage,
+            Self::Reference(_) | Self::Digest(_) | Self::Rules(_) | Self::RootName(_) | Self::NoRepository(_) => Exit::Usage,
             Self::Resolve(error) => exit_of(error.class()),
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),
             Self::Tree(_) => Exit::Content,
@@ -142,6 +152,7 @@ impl CliError {
             | Self::File { .. }
             | Self::Key { .. }
             | Self::TrustedRoot(_)
+            | Self::Tuf(_)
             | Self::NotVerified(_)
             | Self::NoSuchMount { .. }
             | Self::Run(_)
@@ -177,7 +188,15 @@ impl CliError {
             Self::NotVerified(denial) => hints_of_denial(denial.reason),
             Self::Digest(_) => vec!["it is `sha256:` and 64 lower-case hex characters; a file of such a name is `./sha256:…`".into()],
             Self::Key { .. } => vec!["`cosign public-key --key …` prints the public key of a key".into()],
+            Self::RootName(_) => vec!["letters, digits, `.`, `_` and `-`, not beginning with `.`".into()],
+            Self::NoRepository(_) => {
+                vec!["`sigstore-public-good` and `github` are built in; for another, `--tuf-url` and `--tuf-root` say where it is and whom to believe there".into()]
+            }
+            Self::Tuf(TufError::Write { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                vec!["run it as root, or name another file with `--output`".into()]
+            }
             Self::TrustedRoot(_)
+            | Self::Tuf(_)
             | Self::File { .. }
             | Self::Tree(_)
             | Self::Folder { .. }
@@ -224,7 +243,7 @@ fn exit_of_code(code: u8) -> Exit {
 
 fn hints_of_rules(error: &RuleError) -> Vec<Cow<'static, str>> {
     match error {
-        RuleError::Host(error) | RuleError::Caller(error) => hints_of_rules(error),
+        RuleError::Host(error) | RuleError::Caller(error) | RuleError::File { source: error, .. } => hints_of_rules(error),
         RuleError::Set(error) => hints_of_policy(error),
         RuleError::Roots(RootsError::Twice(_)) => vec!["give each a name of its own: `--trusted-root NAME=FILE`".into()],
         RuleError::NoRoot { root, .. } => {
@@ -295,7 +314,7 @@ fn hints_of_denial(reason: Reason) -> Vec<Cow<'static, str>> {
         | Reason::LogWindow
         | Reason::Timestamp
         | Reason::TsaWindow => {
-            vec!["`kitfs trust show` says whom the trusted root trusts; it may be an old one, or that of another instance".into()]
+            vec!["`kitfs trust show` says whom the trusted root trusts; it may be that of another instance, or an old one, for which there is `kitfs trust update`".into()]
         }
         Reason::NoLog => vec!["for a key, `--insecure-ignore-tlog` does without a log".into()],
         _ => Vec::new(),

@@ -9,11 +9,12 @@ use super::args::{Policy as Arguments, PolicyCheck, PolicyCommand};
 use super::error::CliError;
 use super::print;
 use super::report::{self, Exit, escaped};
-use crate::policy::authority::{Action, Authority, Format, Keyless, PemKind, Signer, Witness};
+use crate::admission::roots::Roots;
+use crate::admission::{Demand, DemandSigner, Host, RootPart, RuleError, RuleSet};
+use crate::policy::authority::{Action, Authority, Format};
 use crate::policy::rego::Rule;
-use crate::policy::set::of_file;
-use crate::policy::{Mode, Policy};
-use crate::signature::{Identity, Matcher};
+use crate::policy::{Mode, Policy, Set};
+use crate::signature::{Hash, Identity, Matcher, PublicKey};
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, CliError> {
     match &arguments.command {
@@ -22,13 +23,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, CliError> {
 }
 
 fn check(arguments: &PolicyCheck) -> Result<Exit, CliError> {
+    let host = Host::this().roots().map_err(RuleError::from)?;
+    let roots = Roots::of_caller(&arguments.trusted_root).map_err(RuleError::from)?.over(&host);
     let mut files = Vec::new();
     let mut exit = Exit::Done;
     for path in &arguments.files {
-        match of_file(path) {
-            Ok(policies) => files.push(File::new(path, &policies)),
+        match Set::of_files(&[path]).map_err(RuleError::from).and_then(|set| RuleSet::load(set, &roots)) {
+            Ok(rules) => files.push(File::new(path, &rules)),
             // All of them are looked at, so that one run tells all that is wrong.
-            Err(error) => exit = exit.max(report::error(&CliError::Rules(error.into()))),
+            Err(error) => exit = exit.max(report::error(&CliError::from(RuleError::File { path: path.clone(), source: Box::new(error) }))),
         }
     }
     let shown = if arguments.json { report::json(&files)? } else { files.iter().map(File::text).collect() };
@@ -73,8 +76,8 @@ struct ShownAuthority {
     keyless: Option<Place>,
     /// Where a log entry has to be, if one is wanted.
     log: Option<Place>,
-    /// No entry is wanted if the root of the signer lists neither logs nor CT logs.
-    log_waivable: bool,
+    /// No entry is wanted because the root of the signer lists neither logs nor CT logs.
+    log_waived: bool,
     timestamp: Option<Place>,
     /// `bundle` or `legacy`; either, if there is none.
     format: Option<&'static str>,
@@ -86,8 +89,10 @@ struct ShownAuthority {
 
 #[derive(Debug, Serialize)]
 struct ShownKey {
-    kind: &'static str,
+    /// Of the key in DER.
     sha256: String,
+    /// Why it is of a kind that is refused, so that nothing it signs counts.
+    refused: Option<String>,
     /// The only hash that counts.
     hash: Option<&'static str>,
 }
@@ -104,8 +109,9 @@ struct ShownIdentity {
 #[derive(Debug, Serialize)]
 struct Place {
     trust_root: String,
-    /// The root that is meant where there is none of that name.
-    otherwise: Option<&'static str>,
+    /// The SHA-256 of its file.
+    digest: String,
+    /// Only those with this address.
     url: Option<String>,
 }
 
@@ -122,11 +128,14 @@ struct ShownRule {
     rule: &'static str,
     /// The version of Rego.
     version: &'static str,
+    /// Whether it could read where the kit would be mounted, which nobody knows before.
+    reads_mount_path: bool,
 }
 
 impl File {
-    fn new(path: &Path, policies: &[Policy]) -> Self {
-        Self { file: path.to_string_lossy().into_owned(), policies: policies.iter().map(Shown::new).collect() }
+    fn new(path: &Path, rules: &RuleSet) -> Self {
+        let policies = rules.set().policies().iter().map(|policy| Shown::new(policy, rules.demands(policy)));
+        Self { file: path.to_string_lossy().into_owned(), policies: policies.collect() }
     }
 
     fn text(&self) -> String {
@@ -135,7 +144,7 @@ impl File {
 }
 
 impl Shown {
-    fn new(policy: &Policy) -> Self {
+    fn new(policy: &Policy, demands: &[Demand]) -> Self {
         let image = |glob: &crate::policy::images::Glob| Image {
             glob: glob.as_str().to_owned(),
             patterns: glob.patterns().into_iter().map(str::to_owned).collect(),
@@ -148,7 +157,7 @@ impl Shown {
                 Mode::Warn => "warn",
             },
             images: policy.images.iter().map(image).collect(),
-            authorities: policy.authorities.iter().map(ShownAuthority::new).collect(),
+            authorities: policy.authorities.iter().zip(demands).map(|(authority, demand)| ShownAuthority::new(authority, demand)).collect(),
             rego: policy.rule.as_ref().map(ShownRule::new),
         }
     }
@@ -175,7 +184,7 @@ impl Shown {
             authority.tell(&mut text);
         }
         if let Some(rule) = &self.rego {
-            _ = writeln!(text, "  and over all that met them: `{}` is true, in Rego {}", rule.rule, rule.version);
+            _ = writeln!(text, "  and over all that met them: {}", rule.text());
         }
         text.push('\n');
         text
@@ -183,43 +192,33 @@ impl Shown {
 }
 
 impl ShownAuthority {
-    fn new(authority: &Authority) -> Self {
-        let identities = |keyless: &Keyless| keyless.identities.iter().map(ShownIdentity::new).collect();
-        // Logs and timestamps are of the signer's root, where they name none.
-        let of_signer = match &authority.signer {
-            Signer::Keyless(keyless) => Place::new(&keyless.root, FULCIO, None),
-            Signer::Key(_) | Signer::Static(_) => Place::new(&Witness::default(), FULCIO, None),
+    fn new(authority: &Authority, demand: &Demand) -> Self {
+        let key = |key: &PublicKey| ShownKey {
+            sha256: key.fingerprint().hex(),
+            refused: key.refused().map(str::to_owned),
+            hash: key.hash().map(Hash::name),
         };
-        let beside = |witness: &Witness, public: &str| Place::new(witness, public, Some(&of_signer.trust_root));
-        // A certificate is good for nothing without a log entry, whether the policy says so or not.
-        let every_log = matches!(authority.signer, Signer::Keyless(_)).then(Witness::default);
+        let place = |part: &Option<RootPart>| part.as_ref().map(Place::new);
         Self {
             name: authority.name.clone(),
-            kind: match &authority.signer {
-                Signer::Key(_) => "key",
-                Signer::Keyless(_) => "keyless",
-                Signer::Static(Action::Pass) => "pass",
-                Signer::Static(Action::Fail) => "fail",
+            kind: match &demand.signer {
+                DemandSigner::Key(_) => "key",
+                DemandSigner::Identities(_) => "keyless",
+                DemandSigner::Static(Action::Pass) => "pass",
+                DemandSigner::Static(Action::Fail) => "fail",
             },
-            key: match &authority.signer {
-                Signer::Key(key) => Some(ShownKey {
-                    kind: match key.kind {
-                        PemKind::PublicKey => "PUBLIC KEY",
-                        PemKind::RsaPublicKey => "RSA PUBLIC KEY",
-                    },
-                    sha256: crate::digest::Digest::of(crate::digest::Algorithm::Sha256, &key.der).hex(),
-                    hash: key.hash.map(|hash| hash.name()),
-                }),
-                Signer::Keyless(_) | Signer::Static(_) => None,
+            key: match &demand.signer {
+                DemandSigner::Key(of_whom) => Some(key(of_whom)),
+                DemandSigner::Identities(_) | DemandSigner::Static(_) => None,
             },
-            identities: match &authority.signer {
-                Signer::Keyless(keyless) => identities(keyless),
-                Signer::Key(_) | Signer::Static(_) => Vec::new(),
+            identities: match &demand.signer {
+                DemandSigner::Identities(identities) => identities.iter().map(ShownIdentity::new).collect(),
+                DemandSigner::Key(_) | DemandSigner::Static(_) => Vec::new(),
             },
-            log: authority.log.as_ref().or(every_log.as_ref()).map(|witness| beside(witness, REKOR)),
-            log_waivable: matches!(authority.signer, Signer::Keyless(_)) && authority.log.is_none() && authority.timestamp.is_some(),
-            timestamp: authority.timestamp.as_ref().map(|witness| beside(witness, "")),
-            keyless: matches!(authority.signer, Signer::Keyless(_)).then_some(of_signer),
+            log: place(&demand.sources.logs).filter(|_| demand.log),
+            log_waived: demand.waives_log(),
+            timestamp: place(&demand.sources.timestamps).filter(|_| demand.timestamp),
+            keyless: place(&demand.sources.certificates),
             format: authority.format.map(Format::name),
             attestations: authority
                 .attestations
@@ -245,7 +244,10 @@ impl ShownAuthority {
         }
         if let Some(key) = &self.key {
             let hash = key.hash.map(|hash| format!(", with {hash} only")).unwrap_or_default();
-            line(6, format!("{} of sha256:{}{hash}", key.kind, key.sha256));
+            line(6, format!("sha256:{}{hash}", key.sha256));
+            if let Some(why) = &key.refused {
+                line(6, format!("whose signatures are all refused: {why}"));
+            }
         }
         for (position, identity) in self.identities.iter().enumerate() {
             let or = if position == 0 { "" } else { "or " };
@@ -257,15 +259,13 @@ impl ShownAuthority {
         for attestation in &self.attestations {
             line(6, format!("{}: {}", attestation.name, attestation.predicate_type));
             if let Some(rule) = &attestation.rego {
-                line(8, format!("for each of them `{}` is true, in Rego {}", rule.rule, rule.version));
+                line(8, format!("for each of them {}", rule.text()));
             }
         }
-        match &self.log {
-            Some(place) if self.log_waivable => {
-                line(6, format!("with an entry in a log of {}, unless that root lists neither logs nor CT logs", place.text()));
-            }
-            Some(place) => line(6, format!("with an entry in a log of {}", place.text())),
-            None => line(6, "with or without a log entry".to_owned()),
+        match (&self.log, &self.keyless) {
+            (Some(place), _) => line(6, format!("with an entry in a log of {}", place.text())),
+            (None, Some(place)) => line(6, format!("no log: {} lists none, neither of signatures nor of certificates", place.text())),
+            (None, None) => line(6, "no log: with or without an entry".to_owned()),
         }
         if let Some(place) = &self.timestamp {
             line(6, format!("with a timestamp by an authority of {}", place.text()));
@@ -279,22 +279,14 @@ impl ShownAuthority {
     }
 }
 
-/// Addresses of the public good's services, which name its trust root where nothing else does.
-const FULCIO: &str = "https://fulcio.sigstore.dev";
-const REKOR: &str = "https://rekor.sigstore.dev";
-
 impl Place {
-    /// Where a witness is looked for: in the root that it names, in another's, or in the one that `public` is the address of.
-    fn new(witness: &Witness, public: &str, default: Option<&str>) -> Self {
-        let named = witness.trust_root.as_deref().or(default).unwrap_or("trusted-root");
-        let is_public = witness.trust_root.is_none() && witness.url.as_deref() == Some(public);
-        Self { trust_root: named.to_owned(), otherwise: is_public.then_some("sigstore-public-good"), url: witness.url.clone() }
+    fn new(part: &RootPart) -> Self {
+        Self { trust_root: part.name.clone(), digest: part.digest.to_string(), url: part.url.clone() }
     }
 
     fn text(&self) -> String {
-        let otherwise = self.otherwise.map(|root| format!(" (or, where there is none of that name, {root})")).unwrap_or_default();
         let url = self.url.as_ref().map(|url| format!(" at {url}")).unwrap_or_default();
-        format!("the trust root {}{otherwise}{url}", self.trust_root)
+        format!("the trust root {}{url} ({})", self.trust_root, self.digest)
     }
 }
 
@@ -312,6 +304,12 @@ impl ShownIdentity {
 
 impl ShownRule {
     fn new(rule: &Rule) -> Self {
-        Self { rule: rule.dialect().rule(), version: rule.dialect().version() }
+        let dialect = rule.dialect();
+        Self { rule: dialect.rule(), version: dialect.version(), reads_mount_path: rule.reads_mount_path() }
+    }
+
+    fn text(&self) -> String {
+        let path = if self.reads_mount_path { "; it may read where the kit is mounted" } else { "" };
+        format!("`{}` is true, in Rego {}{path}", self.rule, self.version)
     }
 }

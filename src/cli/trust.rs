@@ -1,21 +1,50 @@
-//! `kitfs trust`: whom trusted roots trust.
+//! `kitfs trust`: whom trusted roots trust, and where newer ones come from.
 
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use super::args::{Trust, TrustCommand, TrustShow};
+use super::args::{Trust, TrustCommand, TrustShow, TrustUpdate};
 use super::error::CliError;
-use super::print;
 use super::report::{self, Exit, escaped};
-use crate::admission::roots::{Root, Roots};
+use super::{document, print};
+use crate::admission::roots::{Root, Roots, is_name};
 use crate::admission::{Host, RuleError};
+use crate::limits;
 use crate::signature::{Authority, BUILT_IN, Role};
+use crate::tuf::{self, Repository};
 
 pub(super) fn run(arguments: &Trust) -> Result<Exit, CliError> {
     match &arguments.command {
         TrustCommand::Show(arguments) => show(arguments),
+        TrustCommand::Update(arguments) => update(arguments),
     }
+}
+
+fn update(arguments: &TrustUpdate) -> Result<Exit, CliError> {
+    let TrustUpdate { name, output, tuf_url, tuf_root } = arguments;
+    if !is_name(name) {
+        return Err(CliError::RootName(name.clone()));
+    }
+    let repository = match (tuf_url, tuf_root) {
+        (Some(address), Some(root)) => Some(Repository::new(address, document(root, limits::TUF_ROOT_BYTES)?)),
+        _ => Repository::built_in(name),
+    };
+    let repository = repository.ok_or_else(|| CliError::NoRepository(name.clone()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let now = Timestamp::now();
+    let fetched = runtime.block_on(repository.fetch(now))?;
+    let path = match output {
+        Some(path) => path.clone(),
+        None => {
+            let folder = Host::this().roots_folder();
+            tuf::make_folder(&folder)?;
+            folder.join(format!("{name}.json"))
+        }
+    };
+    fetched.write(&path)?;
+    warn_of_closed(name, &fetched.root().authorities(), now);
+    print(format!("{} {}\n  {}\n", escaped(name), fetched.root().digest(), escaped(&path.to_string_lossy())).as_bytes())
 }
 
 fn show(arguments: &TrustShow) -> Result<Exit, CliError> {
@@ -34,14 +63,19 @@ fn show(arguments: &TrustShow) -> Result<Exit, CliError> {
         _ = writeln!(shown, "{} {}\n  {}", escaped(&name), root.digest(), escaped(&origin.to_string()));
         let authorities = root.authorities();
         authorities.iter().for_each(|authority| line(&mut shown, authority, now));
-        for role in [Role::CertificateAuthority, Role::CertificateLog, Role::Log, Role::TimestampAuthority] {
-            let mut of_role = authorities.iter().filter(|authority| authority.role == role).peekable();
-            if of_role.peek().is_some() && !of_role.any(|authority| authority.is_open(now)) {
-                report::warning(&format!("{name}: no {} is open: what is signed now cannot be verified with it", role.name()));
-            }
-        }
+        warn_of_closed(&name, &authorities, now);
     }
     print(shown.as_bytes())
+}
+
+/// Says what of a root is of no use any more.
+fn warn_of_closed(name: &str, authorities: &[Authority], now: Timestamp) {
+    for role in [Role::CertificateAuthority, Role::CertificateLog, Role::Log, Role::TimestampAuthority] {
+        let mut of_role = authorities.iter().filter(|authority| authority.role == role).peekable();
+        if of_role.peek().is_some() && !of_role.any(|authority| authority.is_open(now)) {
+            report::warning(&format!("{name}: no {} is open: what is signed now cannot be verified with it", role.name()));
+        }
+    }
 }
 
 fn line(shown: &mut String, authority: &Authority, now: Timestamp) {

@@ -135,6 +135,11 @@ impl HostFiles {
         Self { top: top.to_owned(), owners }
     }
 
+    /// Where a path of this host's is, for whoever writes there.
+    pub fn place(&self, path: &Path) -> PathBuf {
+        self.top.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
     /// Reads a file. `None` if there is none of that name.
     pub fn file(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, HostError> {
         let file = match self.find(path)? {
@@ -280,6 +285,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
     use std::process::Command;
+    use std::thread;
 
     use super::*;
 
@@ -477,6 +483,33 @@ mod tests {
         let top = Top::new();
         fs::remove_file(top.path(a)).expect("ours");
         assert_eq!(top.read(0).expect("root's").expect("a folder").len(), 0, "an empty folder is a set");
+    }
+
+    /// As Kubernetes mounts a ConfigMap: a folder of mode 0777, on a mount that is read-only.
+    #[test]
+    fn what_nobody_can_write_on_its_mount_may_be_writable_by_its_mode() {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
+        let top = Top::new();
+        top.mode(FOLDER, 0o777);
+        top.mode("/etc/kitfs/policy.d/a.yaml", 0o666);
+        let folder = top.path(FOLDER);
+        // Mounts of a thread of its own: nobody else sees them, and they end with it.
+        let look = || {
+            // SAFETY: nothing but this thread has another view of the file system then, and it opens files by paths only.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("root may have mounts of its own");
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("root");
+            mount_bind(&folder, &folder).expect("root");
+            let writable = top.read(0);
+            assert!(matches!(&writable, Err(HostError::Writable { mode: 0o777, .. })), "{writable:?}");
+            mount_remount(&folder, MountFlags::BIND | MountFlags::RDONLY, c"").expect("root");
+            assert_eq!(top.read(0).expect("nobody can write it").expect("a folder").len(), 1);
+            mount_remount(&folder, MountFlags::BIND, c"").expect("root");
+            chown(folder.join("a.yaml"), Some(OTHER), None).expect("root");
+            mount_remount(&folder, MountFlags::BIND | MountFlags::RDONLY, c"").expect("root");
+            let owned = top.read(0);
+            assert!(matches!(&owned, Err(HostError::Owner { owner: OTHER, .. })), "the owner counts always: {owned:?}");
+        };
+        thread::scope(|scope| scope.spawn(look).join().expect("no panic"));
     }
 
     #[test]

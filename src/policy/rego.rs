@@ -4,6 +4,8 @@
 //! and evaluated on a thread of its own, which is left behind if it does not keep to its time or its memory: regorus ends by itself between
 //! two steps, and the watch is there for the single step that does not end. Whatever is not exactly `true` denies.
 
+mod code;
+
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, LimitError, Value};
 
+use self::code::Named;
 use crate::limits;
 
 /// A rule that was compiled.
@@ -22,8 +25,7 @@ pub struct Rule {
     engine: Engine,
     /// Whether there is a rule `deny`, which then has to be empty.
     has_deny: bool,
-    /// Whether it says where the mount is, as far as its text tells.
-    names_mountpoint: bool,
+    reads_mount_path: bool,
 }
 
 /// What a package makes of a rule.
@@ -74,6 +76,14 @@ pub enum RegoError {
     /// It is malformed, and it is not known where.
     #[error("the rule: {0}")]
     Whole(String),
+    /// It calls a function that there is not. That would only be found when it is called, and would then deny.
+    #[error("line {line} of the rule: there is no function `{function}` (none reaches the network, the host or another file)")]
+    NoFunction {
+        /// Where.
+        line: usize,
+        /// What it is called.
+        function: String,
+    },
     /// What decides is missing.
     #[error("the package has no rule `{0}`, which decides")]
     NoRule(&'static str),
@@ -211,20 +221,27 @@ impl Rule {
         }
         let has_deny = dialect == Dialect::ModelKit && declared(&engine, "deny");
         // Finds what the parser does not (variables that nothing binds, rules that contradict each other), and prepares what every evaluation
-        // needs. A function that there is not is found when it is called, and denies then.
+        // needs.
         engine.compile_with_entrypoint(&format!("data.{}", dialect.rule()).into()).map_err(|error| located(&error))?;
-        let names_mountpoint = dialect == Dialect::ModelKit && text.contains("mount.path");
-        Ok(Self { dialect, engine, has_deny, names_mountpoint })
+        let mut reads_mount_path = false;
+        for module in engine.get_modules() {
+            let named = Named::of(module);
+            if let Some((function, line)) = named.unknown_function(module) {
+                return Err(RegoError::NoFunction { line, function });
+            }
+            reads_mount_path |= dialect == Dialect::ModelKit && named.reads_input(&["mount", "path"]);
+        }
+        Ok(Self { dialect, engine, has_deny, reads_mount_path })
+    }
+
+    /// Whether it could read `mount.path` of its input, which is null where nothing is mounted.
+    pub fn reads_mount_path(&self) -> bool {
+        self.reads_mount_path
     }
 
     /// Its dialect.
     pub fn dialect(&self) -> Dialect {
         self.dialect
-    }
-
-    /// Whether it asks where the kit would be mounted, which is not always known.
-    pub fn names_mountpoint(&self) -> bool {
-        self.names_mountpoint
     }
 
     /// Evaluates it over `input`.
@@ -472,10 +489,73 @@ mod tests {
             for body in
                 [format!("allow if {call}"), format!("allow if not {call}"), format!("allow := true\ndeny contains \"x\" if {call}")]
             {
-                let expected = Verdict::Denied(Denial::Failed(format!("could not find function {name}")));
-                assert_eq!(mount(&body).evaluate(&json!({})), expected, "{body}");
+                let text = format!("package modelkit.mount\n{body}");
+                let line = text.lines().position(|line| line.contains(call)).expect("a line") + 1;
+                let expected = RegoError::NoFunction { line, function: name.to_owned() };
+                assert_eq!(Rule::compile(Place::Policy, &text).expect_err(&body), expected, "{body}");
             }
         }
+    }
+
+    #[test]
+    fn a_function_that_there_is_not_is_found_wherever_it_is_called() {
+        for known in [
+            "f(x) := x\nallow if f(1) == data.modelkit.mount.f(1)",
+            "import data.modelkit.mount as m\ndefault f(_) := 1\nallow if m.f(1) == 1",
+            "a.b(x) := x\nallow if a.b(1) == 1",
+            "allow if every x in [1] { abs(x) == 1 }",
+            "allow if { print(1); time.now_ns() > 0 }",
+        ] {
+            mount(known);
+        }
+        for unknown in [
+            "allow if { some x in [nothing(1)]; x }",
+            "allow if every x in [1] { nothing(x) }",
+            "allow if { x := {\"a\": [nothing(1)]}; x }",
+            "allow if { count({y | y := nothing(1)}) == 0 }",
+            "allow if { count([nothing(x) | x := 1]) == 0 }",
+            "allow if input[nothing(1)]",
+            "allow if -nothing(1) == 1",
+            "allow if not nothing(1)",
+            "allow if 1 in nothing(1)",
+            "allow if input.x with input as nothing(1)",
+            "allow if abs(nothing(1)) == 1",
+            "allow := nothing(1)",
+            "allow := true if { 1 == 2 } else := nothing(1)",
+            "default allow := false\nf(x) := nothing(x)\nallow if f(1)",
+            "allow := true\ndeny contains nothing(1)",
+            "allow if m[1]\nm[x] := 2 if x := nothing(1)",
+        ] {
+            let error = Rule::compile(Place::Policy, &format!("package modelkit.mount\n{unknown}")).expect_err(unknown);
+            assert!(matches!(&error, RegoError::NoFunction { function, .. } if function == "nothing"), "{unknown}: {error}");
+        }
+        let long = format!("allow if {} == 1", ["1"; 300].join(" + "));
+        let text = format!("package modelkit.mount\n{}", long.replace("+ 1 ==", "+ nothing(1) =="));
+        assert!(Rule::compile(Place::Policy, &text).is_err(), "however deep it stands");
+    }
+
+    #[test]
+    fn it_is_known_whether_a_rule_could_read_where_it_would_be_mounted() {
+        for (body, reads) in [
+            ("allow if startswith(input.mount.path, \"/a\")", true),
+            ("allow if input[\"mount\"][\"path\"]", true),
+            ("allow if input.mount[\"uid\"] == 0", false),
+            ("allow if input.mount.uid == 0", false),
+            ("allow if { m := input.mount; m.uid == 0 }", true),
+            ("allow if { some x; input.mount[x] }", true),
+            ("allow if { some x; input[x].path }", true),
+            ("allow if { some x; input[x].uid }", false),
+            ("import input.mount as m\nallow if m.path", true),
+            ("allow if count(input) == 1", true),
+            ("allow if data.mount.path", false),
+            ("allow if input.signatures[0].mount.path", false),
+            ("# input.mount.path\nallow if input.digest == \"input.mount.path\"", false),
+            ("f(x) := x.uid\nallow if f(input.mount)", true),
+        ] {
+            assert_eq!(mount(body).reads_mount_path(), reads, "{body}");
+        }
+        let statement = "package signature\nallow { input.mount.path }";
+        assert!(!Rule::compile(Place::Attestation, statement).expect("a rule").reads_mount_path(), "a statement has none");
     }
 
     #[test]

@@ -1,3 +1,6 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 use crate::digest::Digest;
 use crate::limits;
@@ -118,6 +121,30 @@ fn a_key_is_one_pem_block_of_a_kind_that_is_taken() {
     }
 }
 
+/// Their hash is part of what is wanted of a key, and goes with it; all sorts of signatures are held to it in the tests of the fixtures.
+#[test]
+fn an_rsa_key_may_be_in_its_older_form() {
+    let spki = STANDARD.decode(RSA_1024.lines().filter(|line| !line.starts_with('-')).collect::<String>()).expect("base64");
+    let key = PublicKey::from_der(&spki).expect("a key");
+    // What is in the bit string at its end.
+    let older = &spki[22..];
+    assert_eq!(PublicKey::from_pkcs1_der(older).expect("a key"), key);
+    let only = key.clone().only(Some(Hash::Sha256));
+    assert!(only != key && only.hash() == Some(Hash::Sha256) && only.fingerprint() == key.fingerprint());
+    let longer = [older, &[0]].concat();
+    let three = {
+        let mut three = older.to_vec();
+        three[2] += 3;
+        [three, vec![2, 1, 1]].concat()
+    };
+    for bad in [&spki[..], &older[..older.len() - 1], &longer, &three, b""] {
+        assert!(matches!(PublicKey::from_pkcs1_der(bad), Err(KeyError::Der(_))), "{bad:?}");
+    }
+    for bad in [older, &spki[..spki.len() - 1], &[&spki[..], &[0]].concat(), b""] {
+        assert!(matches!(PublicKey::from_der(bad), Err(KeyError::Der(_))), "{bad:?}");
+    }
+}
+
 const P521: &str = "-----BEGIN PUBLIC KEY-----\n\
 MIGbMBAGByqGSM49AgEGBSuBBAAjA4GGAAQA9hxjKwQSo/rbFsBr/Wb2Qh4oBnrb\n\
 twAaIFBXO3UZ6Qi4BBice0mLdSnkSvTC9adY6DqbRYoNt0VrCEGo+Ok2sUYAg1Ec\n\
@@ -146,6 +173,9 @@ fn a_root_is_read_strictly() {
     let text = str::from_utf8(ROOT).expect("text");
     for (bad, what) in [
         (text.replacen('{', r#"{"tlogs":[],"#, 1), "a member twice"),
+        (text.replacen('{', r#"{"extra":null,"#, 1), "a member that there is not"),
+        (text.replacen("\"validFor\"", "\"validUntil\"", 1), "a member that there is not, below"),
+        (text.replacen("\"start\"", "\"begin\"", 1), "a member that there is not, deep"),
         (text.replace("trustedroot+json;version=0.1", "bundle+json"), "another document"),
         ("{}".to_owned(), "nothing"),
         (" ".repeat(limits::TRUSTED_ROOT_BYTES as usize + 1), "too large"),

@@ -44,6 +44,9 @@ pub enum RootError {
     /// It is no JSON, or has a member twice.
     #[error("not a trusted root")]
     Json(#[from] JsonError),
+    /// It has a member that the format does not have.
+    #[error("`{0}` is no member of a trusted root")]
+    UnknownMember(String),
     /// It is JSON of another sort.
     #[error("not a trusted root")]
     Form(#[source] sigstore_verify::trust_root::Error),
@@ -129,8 +132,8 @@ impl TrustedRoot {
         if bytes.len() as u64 > limits::TRUSTED_ROOT_BYTES {
             return Err(RootError::Size(bytes.len() as u64));
         }
-        // For what the typed reader lets pass: members that stand there twice.
-        Json::parse(bytes)?;
+        // For what the typed reader lets pass: members that stand there twice, and those that it does not know.
+        check_members(&Json::parse(bytes)?)?;
         let parsed = Parsed::from_json(&String::from_utf8_lossy(bytes)).map_err(RootError::Form)?;
         if !MEDIA_TYPES.contains(&parsed.media_type.as_str()) {
             return Err(RootError::MediaType(parsed.media_type));
@@ -228,6 +231,50 @@ impl TrustedRoot {
         parsed.tlogs.iter_mut().for_each(|log| log.public_key.valid_for = None);
         verifier(&parsed)
     }
+}
+
+/// The members of a trusted root. Its media types say which version it is, so that there are no others: one that is passed over could be a limit.
+const MEMBERS: [&str; 5] = ["mediaType", "tlogs", "certificateAuthorities", "ctlogs", "timestampAuthorities"];
+const LOG_MEMBERS: [&str; 6] = ["baseUrl", "hashAlgorithm", "publicKey", "logId", "checkpointKeyId", "operator"];
+const AUTHORITY_MEMBERS: [&str; 5] = ["subject", "uri", "certChain", "validFor", "operator"];
+
+/// The members that may stand below a member.
+fn members_below(member: &str) -> &'static [&'static str] {
+    match member {
+        "" => &MEMBERS,
+        "tlogs" | "ctlogs" => &LOG_MEMBERS,
+        "certificateAuthorities" | "timestampAuthorities" => &AUTHORITY_MEMBERS,
+        "publicKey" => &["rawBytes", "keyDetails", "validFor"],
+        "logId" | "checkpointKeyId" => &["keyId"],
+        "subject" => &["organization", "commonName"],
+        "certChain" => &["certificates"],
+        "certificates" => &["rawBytes"],
+        "validFor" => &["start", "end"],
+        _ => &[],
+    }
+}
+
+/// Refuses members that the format does not have.
+fn check_members(document: &Json) -> Result<(), RootError> {
+    let mut ahead = vec![(String::new(), "", document)];
+    while let Some((path, member, value)) = ahead.pop() {
+        match value {
+            Json::Object(entries) => {
+                for (name, value) in entries {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    let Some(known) = members_below(member).iter().find(|known| *known == name) else {
+                        return Err(RootError::UnknownMember(path));
+                    };
+                    ahead.push((path, known, value));
+                }
+            }
+            Json::Array(items) => {
+                ahead.extend(items.iter().enumerate().map(|(position, item)| (format!("{path}[{position}]"), member, item)));
+            }
+            Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => {}
+        }
+    }
+    Ok(())
 }
 
 impl Part<'_> {

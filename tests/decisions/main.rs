@@ -4,6 +4,9 @@
 //! are tested apart.
 #![allow(missing_docs, unreachable_pub)]
 
+mod signing;
+mod tables;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
