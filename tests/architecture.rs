@@ -54,6 +54,7 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
     ("wire", &[]),
     // What a policy says does not depend on how kits are fetched or shown.
+    ("admission", &["digest", "failure", "kit", "layer", "limits", "policy", "referrers", "rehearsal", "signature"]),
     ("policy", &["digest", "limits", "oci", "signature"]),
 ];
 

@@ -4,6 +4,7 @@
 //! are tested apart.
 #![allow(missing_docs, unreachable_pub)]
 
+mod properties;
 mod signing;
 mod tables;
 

@@ -23,7 +23,8 @@ pub struct Key {
 impl Key {
     pub fn new(seed: u8) -> Self {
         let secret = SigningKey::from_bytes(&[seed; 32]);
-        let mut der = hex::decode("302a300506032b6570032100").expect("hexadecimal");
+        // What stands before the key in a SubjectPublicKeyInfo of Ed25519.
+        let mut der = vec![0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
         der.extend(secret.verifying_key().as_bytes());
         let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
         Self { secret, pem }

@@ -1,5 +1,7 @@
 //! What follows from what, in tables: one row for each thing that a policy, a name or a search can be.
 
+use std::sync::OnceLock;
+
 use jiff::Timestamp;
 use kitfs::admission::roots::Roots;
 use kitfs::admission::{Decision, Docket, Provenance, Question, RuleSet, Rulebook, Verdict};
@@ -17,7 +19,8 @@ pub const NAME: &str = "h.test/acme/kit:v1";
 
 /// A question about a kit of a registry.
 pub fn question() -> Question {
-    let question = case("key-p256-bundle").question().expect("a kit");
+    static KIT: OnceLock<Question> = OnceLock::new();
+    let question = KIT.get_or_init(|| case("key-p256-bundle").question().expect("a kit")).clone();
     let real = Name::of_kit(NAME).expect("a name").at(question.digest);
     Question {
         reference: NAME.to_owned(),
@@ -72,27 +75,28 @@ pub fn said(decision: &Decision) -> String {
     }
 }
 
-fn gap(class: ErrorClass, repository: Option<&str>) -> Ended {
+pub fn gap(class: ErrorClass, repository: Option<&str>) -> Ended {
     let repository = repository.map(|text| Name::of_repository(text).expect("a repository"));
     let gap = Gap { what: "referrers of h.test/acme/kit".into(), why: "it answers 503".into(), class, repository };
     Ended { gaps: vec![gap], ..Ended::default() }
 }
 
-fn capped() -> Ended {
+pub fn capped() -> Ended {
     Ended { capped: vec!["2000 referrers are listed, 1000 are looked at".into()], ..Ended::default() }
 }
 
 /// A rule of kitfs's own.
-fn rule(body: &str) -> String {
+pub fn rule(body: &str) -> String {
     format!("policy: {{type: rego, data: {:?}}}", format!("package modelkit.mount\n\ndefault allow := false\n\n{body}\n"))
 }
 
 /// A rule over one statement.
-fn scan(authority_by: &Key, more: &str) -> String {
+pub fn scan(authority_by: &Key, more: &str) -> String {
     by(authority_by, &format!(", attestations: [{{name: scan, predicateType: '{SCAN}'{more}}}]"))
 }
 
-const CLEAN: &str = ", policy: {type: rego, data: \"package signature\\n\\ndefault allow = false\\n\\nallow { input.predicate.bad == 0 }\\n\"}";
+pub const CLEAN: &str =
+    ", policy: {type: rego, data: \"package signature\\n\\ndefault allow = false\\n\\nallow { input.predicate.bad == 0 }\\n\"}";
 
 #[test]
 fn host_and_caller_are_decided_separately() {
@@ -151,12 +155,24 @@ fn a_claim_brings_a_kit_under_a_policy_and_never_out_of_one() {
         (None, None, vec![want("h.test/**", &ours)], vec![ours.bundle(kit)], "deny no-policy"),
         (None, name("h.test/a"), vec![want("h.test/**", &ours)], vec![ours.bundle(kit)], "admit"),
         (name("x.test/a"), name("h.test/a"), vec![want("h.test/**", &ours)], vec![theirs.bundle(kit)], "deny wrong-key"),
-        (name("x.test/a"), name("h.test/a"), vec![want("h.test/**", &ours), want("x.test/**", &theirs)], vec![ours.bundle(kit)], "deny wrong-key"),
+        (
+            name("x.test/a"),
+            name("h.test/a"),
+            vec![want("h.test/**", &ours), want("x.test/**", &theirs)],
+            vec![ours.bundle(kit)],
+            "deny wrong-key",
+        ),
         (name("x.test/a"), name("h.test/a"), vec![pass("h.test/**")], vec![], "deny static"),
         (name("h.test/a"), name("x.test/a"), vec![pass("h.test/**")], vec![], "admit"),
         // The older format is compared with the claim, if there is one.
         (name("x.test/a"), name("h.test/a"), vec![want("**", &ours)], vec![ours.layer(kit, "h.test/a", json!({}))], "admit"),
-        (name("x.test/a"), name("h.test/a"), vec![want("**", &ours)], vec![ours.layer(kit, "x.test/a", json!({}))], "deny docker-reference"),
+        (
+            name("x.test/a"),
+            name("h.test/a"),
+            vec![want("**", &ours)],
+            vec![ours.layer(kit, "x.test/a", json!({}))],
+            "deny docker-reference",
+        ),
         (name("h.test/a"), None, vec![want("**", &ours)], vec![ours.layer(kit, "h.test/a:latest", json!(null))], "admit"),
         (name("h.test/a"), None, vec![want("**", &ours)], vec![ours.layer(kit, "h.test/a:v2", json!({}))], "deny docker-reference"),
         (name("h.test/a"), None, vec![want("**", &ours)], vec![ours.layer(kit, "no name", json!({}))], "deny docker-reference"),
@@ -361,7 +377,12 @@ fn a_search_ends_when_nothing_more_can_matter() {
         // Nothing is needed.
         (vec![policy("h.test/**", "authorities: [{static: {action: pass}}]")], vec![], true, vec![]),
         // A rule has to see all.
-        (vec![policy("**", &format!("{}, {}", any_of(&[by(&ours, "")]), rule("allow if true")))], vec![ours.bundle(kit)], false, vec![None]),
+        (
+            vec![policy("**", &format!("{}, {}", any_of(&[by(&ours, "")]), rule("allow if true")))],
+            vec![ours.bundle(kit)],
+            false,
+            vec![None],
+        ),
         (vec![policy("**", &any_of(&[scan(&ours, CLEAN)]))], vec![ours.scan(kit, json!({ "bad": 0 }))], false, vec![None]),
         // What only warns is told rightly, too.
         (vec![policy("**", &format!("mode: warn, {}", any_of(&[by(&ours, "")])))], vec![theirs.bundle(kit)], false, vec![None]),
@@ -443,7 +464,12 @@ fn a_rule_sees_only_what_counts() {
     let decision = decide(&nameless, &ours_only(absent), &[signed()], &Ended::default());
     assert_eq!((said(&decision).as_str(), decision.report.warnings.len()), ("admit", 1), "{}", decision.report.text());
     let unresolved = Question { provenance: Provenance::default(), ..question.clone() };
-    let decision = decide(&unresolved, &ours_only("allow if { not input.tag; contains(input.reference, \"@sha256:\") }"), &[signed()], &Ended::default());
+    let decision = decide(
+        &unresolved,
+        &ours_only("allow if { not input.tag; contains(input.reference, \"@sha256:\") }"),
+        &[signed()],
+        &Ended::default(),
+    );
     assert_eq!(said(&decision), "admit", "{}", decision.report.text());
 }
 
@@ -451,8 +477,14 @@ fn a_rule_sees_only_what_counts() {
 fn the_rule_of_policy_controller_sees_what_met_each_authority() {
     let question = question();
     let (kit, ours, theirs) = (question.digest, Key::new(1), Key::new(2));
-    let authorities = format!("authorities: [{}, {}]", by(&ours, "").replacen("name: a", "name: s", 1), scan(&theirs, "").replacen("name: a", "name: t", 1));
-    let rule = |body: &str| format!("{authorities}, policy: {{type: rego, data: {:?}}}", format!("package sigstore\n\nisCompliant {{\n{body}\n}}\n"));
+    let authorities = format!(
+        "authorities: [{}, {}]",
+        by(&ours, "").replacen("name: a", "name: s", 1),
+        scan(&theirs, "").replacen("name: a", "name: t", 1)
+    );
+    let rule = |body: &str| {
+        format!("{authorities}, policy: {{type: rego, data: {:?}}}", format!("package sigstore\n\nisCompliant {{\n{body}\n}}\n"))
+    };
     let signature = "some n\n count(input.authorityMatches[n].signatures) == 1";
     let attestation = format!("some n\n input.authorityMatches[n].attestations.scan[0].predicateType == \"{SCAN}\"");
     for (body, candidates, expected) in [
