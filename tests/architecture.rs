@@ -17,7 +17,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tar", &["archive"]),
     ("flate2", &["inflate"]),
     ("globset", &["filter"]),
-    ("sigstore_verify", &["signature"]),
+    ("sigstore_verify", &["signature", "tuf"]),
+    ("sigstore_tuf", &["tuf"]),
     ("sigstore_crypto", &["signature"]),
     ("x509_cert", &["signature"]),
     ("ed25519_dalek", &["signature"]),
@@ -52,6 +53,7 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("tree", &["digest", "filter", "index", "node", "path"]),
     ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
+    ("tuf", &["limits", "signature"]),
     ("wire", &[]),
     // What a policy says does not depend on how kits are fetched or shown.
     ("admission", &["digest", "failure", "kit", "layer", "limits", "policy", "referrers", "rehearsal", "signature"]),

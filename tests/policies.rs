@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use kitfs::admission::RuleSet;
+use kitfs::admission::roots::Roots;
 use kitfs::policy::name::Name;
 use kitfs::policy::rego::Verdict;
 use kitfs::policy::set::{self, Names, Set};
@@ -16,9 +18,11 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// On a host without any rules.
 fn check(arguments: &[&Path]) -> Output {
+    let host = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(env!("CARGO_BIN_EXE_kitfs"));
-    command.env_clear().env("NO_COLOR", "1").args(["policy", "check"]).args(arguments);
+    command.env_clear().env("NO_COLOR", "1").env("KITFS_TEST_HOST", host.path()).args(["policy", "check"]).args(arguments);
     command.output().expect("the program")
 }
 
@@ -46,6 +50,12 @@ fn the_policies_of_every_signed_case_load() {
             let names =
                 Names { real: None, claim: Some(Name::of_kit(facts["reference"].as_str().expect("a reference")).expect("a reference")) };
             let covered = Set::covers(&set.matching(&names));
+            let root = case.join("trusted_root.json").to_str().expect("UTF-8").to_owned();
+            let rules = RuleSet::load(set, &Roots::of_caller(&[root]).expect("a trusted root"));
+            let rules = rules.unwrap_or_else(|error| panic!("{}: {}", path.display(), kitfs::failure::chain(&error)));
+            for policy in rules.set().policies() {
+                assert_eq!(rules.demands(policy).len(), policy.authorities.len(), "{}", path.display());
+            }
             // A case may have several reasons that are right, the first of which is a code.
             let uncovered = facts["reason"].as_str().is_some_and(|reason| reason.starts_with("no-policy"));
             assert_eq!(covered, !uncovered, "{}: whether a policy covers the kit", path.display());
@@ -98,6 +108,79 @@ fn what_does_not_load_is_said_with_its_field_and_ends_with_2() {
     assert_eq!(output.status.code(), Some(0));
     assert!(!output.stdout.contains(&0x1b), "nothing of a policy acts on a terminal");
 }
+
+#[test]
+fn it_is_told_what_each_authority_wants() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = std::fs::read_to_string(root().join("tests/fixtures/signed/key-p256-bundle/cosign.pub")).expect("a key");
+    let file = |name: &str, authority: &str| {
+        let path = folder.path().join(name);
+        let text = format!(
+            "apiVersion: policy.sigstore.dev/v1beta1\nkind: ClusterImagePolicy\nmetadata: {{name: p}}\nspec:\n  images: [{{glob: 'h.test/**'}}]\n  authorities: [{{name: a, {authority}}}]\n"
+        );
+        std::fs::write(&path, text).expect("room");
+        path
+    };
+    let keyless = "keyless: {identities: [{issuer: 'https://i.test', subjectRegExp: '.*@b'}]";
+    let by_key = file("key.yaml", &format!("key: {{data: {key:?}, hashAlgorithm: sha256}}"));
+    let logged = file("logged.yaml", &format!("key: {{data: {key:?}}}, ctlog: {{url: 'https://rekor.sigstore.dev/'}}"));
+    let by_name = file("name.yaml", &format!("{keyless}}}"));
+    let refused = file("refused.yaml", &format!("key: {{data: {P521:?}}}"));
+    let waived = file("waived.yaml", &format!("{}, trustRootRef: github}}, rfc3161timestamp: {{}}", keyless));
+    let fixture = root().join("tests/fixtures/signed/keyless-rekor1/trusted_root.json");
+    let digest = |bytes: &[u8]| kitfs::digest::Digest::of(kitfs::digest::Algorithm::Sha256, bytes).to_string();
+    let der = {
+        let base64: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, base64).expect("base64")
+    };
+    for (path, with_root, told, json) in [
+        (&by_key, false, &["a: a signature by a key", &digest(&der), "with sha256 only", "no log"][..], ["/key/refused", "null"]),
+        (
+            &logged,
+            false,
+            &["with an entry in a log of the trust root sigstore-public-good at https://rekor.sigstore.dev (sha256:"],
+            ["/log/trust_root", "\"sigstore-public-good\""],
+        ),
+        (
+            &by_name,
+            true,
+            &[
+                "subject /.*@b/, issuer https://i.test",
+                "with an entry in a log of the trust root trusted-root",
+                &digest(&std::fs::read(&fixture).expect("a root")),
+            ],
+            ["/log_waived", "false"],
+        ),
+        (&refused, false, &["whose signatures are all refused: ", "P-384"], ["/key/hash", "null"]),
+        (
+            &waived,
+            false,
+            &["no log: the trust root github (sha256:", "with a timestamp by an authority of the trust root github"],
+            ["/log_waived", "true"],
+        ),
+    ] {
+        let given: &[&Path] = if with_root { &[Path::new("--trusted-root"), &fixture] } else { &[] };
+        let output = check(&[given, &[path.as_path()]].concat());
+        let (text, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(told.iter().all(|told| text.contains(told)), "{told:?}: {text}");
+        let output = check(&[given, &[path.as_path(), Path::new("--json")]].concat());
+        let files: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let value = files[0]["policies"][0]["authorities"][0].pointer(json[0]).expect("a member");
+        assert_eq!(value.to_string(), json[1], "{}", path.display());
+    }
+    // What it refers to has to be there, as when a kit is mounted.
+    let output = check(&[&by_name, &by_key]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2));
+    for said in ["name.yaml", "policy `p`, authority `a`", "there is no trust root `trusted-root`", "hint: ", "--trusted-root FILE"] {
+        assert!(stderr.contains(said), "{said}: {stderr}");
+    }
+    assert!(String::from_utf8_lossy(&output.stdout).contains("key.yaml"), "what loads is told all the same");
+}
+
+/// Well-formed, and of a kind that is refused.
+const P521: &str = "-----BEGIN PUBLIC KEY-----\nMIGbMBAGByqGSM49AgEGBSuBBAAjA4GGAAQA9hxjKwQSo/rbFsBr/Wb2Qh4oBnrb\ntwAaIFBXO3UZ6Qi4BBice0mLdSnkSvTC9adY6DqbRYoNt0VrCEGo+Ok2sUYAg1Ec\n27xmUU0MlYB+pAWsCKtu+yuOYsUgzZlRNLCCi4lP31Zng+Bxi2av0RfkJSWVCAJG\nuzoklFePEtp3s6etHG8=\n-----END PUBLIC KEY-----\n";
 
 /// What an example's rule says over an input as the decision would make it.
 fn verdict(example: &str, input: &Value) -> Verdict {

@@ -282,7 +282,7 @@ fn a_root_is_composed_of_what_a_policy_names() {
         ("keyless-rekor1", false, None, true, None),
         ("keyless-rekor1", false, Some(LOG), true, None),
         ("keyless-rekor1", false, Some(LOG_2), true, Some("untrusted-log")),
-        ("keyless-rekor1", true, None, true, Some("bad-sct")),
+        ("keyless-rekor1", true, None, true, Some("untrusted-ca")),
         ("keyless-rekor2", false, Some(LOG_2), true, None),
         ("keyless-rekor2", false, Some(LOG), true, Some("untrusted-log")),
         ("keyless-rekor2", false, None, false, Some("timestamp")),

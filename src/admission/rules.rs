@@ -81,7 +81,7 @@ pub struct Demand {
 }
 
 /// Where certificate authorities, logs and timestamp authorities of a demand come from; `None`, where there are none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Sources {
     /// Certificate authorities and certificate logs.
     pub certificates: Option<RootPart>,
@@ -92,7 +92,7 @@ pub struct Sources {
 }
 
 /// Those of a trust root.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RootPart {
     /// Its name.
     pub name: String,
@@ -172,7 +172,7 @@ pub enum RuleError {
         root: String,
         /// What is wrong with it.
         #[source]
-        source: RootError,
+        source: Box<RootError>,
     },
     /// Nothing could say when anything was signed.
     #[error(
@@ -246,7 +246,7 @@ impl Rulebook {
 impl RuleSet {
     /// Finds what the policies of a set refer to.
     pub fn load(set: Set, roots: &Roots) -> Result<Self, RuleError> {
-        let mut known = Known { roots, found: HashMap::new() };
+        let mut known = Known { roots, found: HashMap::new(), composed: HashMap::new() };
         let mut demands = Vec::new();
         for policy in set.policies() {
             let of_policy =
@@ -279,6 +279,8 @@ impl Demand {
 struct Known<'r> {
     roots: &'r Roots,
     found: HashMap<String, Option<Root>>,
+    /// What was made of them, which many authorities have in common.
+    composed: HashMap<Sources, Arc<TrustedRoot>>,
 }
 
 /// An authority of a policy, while what it refers to is looked for.
@@ -301,9 +303,9 @@ impl Meant {
     }
 }
 
-impl From<Meant> for RootPart {
-    fn from(Meant { root, url }: Meant) -> Self {
-        Self { name: root.name, digest: root.root.digest(), url }
+impl From<&Meant> for RootPart {
+    fn from(Meant { root, url }: &Meant) -> Self {
+        Self { name: root.name.clone(), digest: root.root.digest(), url: url.clone() }
     }
 }
 
@@ -370,31 +372,39 @@ impl Asking<'_, '_> {
     }
 
     fn composed(
-        &self,
+        &mut self,
         signer: DemandSigner,
         certificates: Option<Meant>,
         logs: Option<Meant>,
         stamps: Option<Meant>,
         log: bool,
     ) -> Result<Demand, RuleError> {
-        let [of_certificates, of_logs, of_stamps] = [&certificates, &logs, &stamps].map(|meant| meant.as_ref().map(Meant::part));
-        let root = TrustedRoot::composed(of_certificates, of_logs, of_stamps).map_err(|source| {
-            let meant = match &source {
-                RootError::Address { role: Role::Log, .. } => &logs,
-                RootError::Address { role: Role::TimestampAuthority, .. } => &stamps,
-                _ => &certificates,
-            };
-            let (policy, authority) = self.names();
-            let root = meant.as_ref().map(|meant| meant.root.name.clone()).unwrap_or_default();
-            RuleError::Root { policy, authority, root, source }
-        })?;
-        let [certificates, logs, timestamps] = [certificates, logs, stamps].map(|meant| meant.map(RootPart::from));
-        let used = [&certificates, &logs, &timestamps].into_iter().flatten().map(|part| (part.name.clone(), part.digest));
-        let mut roots: Vec<(String, Digest)> = used.collect();
+        let [of_certificates, of_logs, of_stamps] = [&certificates, &logs, &stamps].map(|meant| meant.as_ref().map(RootPart::from));
+        let sources = Sources { certificates: of_certificates, logs: of_logs, timestamps: of_stamps };
+        let root = match self.known.composed.get(&sources) {
+            Some(root) => Arc::clone(root),
+            None => {
+                let [of_certificates, of_logs, of_stamps] = [&certificates, &logs, &stamps].map(|meant| meant.as_ref().map(Meant::part));
+                let root = TrustedRoot::composed(of_certificates, of_logs, of_stamps).map_err(|source| {
+                    let meant = match &source {
+                        RootError::Address { role: Role::Log, .. } => &logs,
+                        RootError::Address { role: Role::TimestampAuthority, .. } => &stamps,
+                        _ => &certificates,
+                    };
+                    let (policy, authority) = self.names();
+                    let root = meant.as_ref().map(|meant| meant.root.name.clone()).unwrap_or_default();
+                    RuleError::Root { policy, authority, root, source: Box::new(source) }
+                })?;
+                let root = Arc::new(root);
+                self.known.composed.insert(sources.clone(), Arc::clone(&root));
+                root
+            }
+        };
+        let used = [&sources.certificates, &sources.logs, &sources.timestamps].into_iter().flatten();
+        let mut roots: Vec<(String, Digest)> = used.map(|part| (part.name.clone(), part.digest)).collect();
         roots.sort();
         roots.dedup();
-        let sources = Sources { certificates, logs, timestamps };
-        Ok(Demand { signer, root: Arc::new(root), roots, sources, log, timestamp: self.authority.timestamp.is_some() })
+        Ok(Demand { signer, root, roots, sources, log, timestamp: self.authority.timestamp.is_some() })
     }
 }
 

@@ -6,9 +6,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::report::Exit;
-use crate::admission::HOST_ROOTS;
-use crate::admission::RuleError;
 use crate::admission::roots::{DEFAULT, RootsError};
+use crate::admission::{HOST_ROOTS, RuleError};
 use crate::daemon::StartError;
 use crate::digest::DigestError;
 use crate::failure::ErrorClass;
@@ -246,11 +245,13 @@ fn hints_of_rules(error: &RuleError) -> Vec<Cow<'static, str>> {
         RuleError::Host(error) | RuleError::Caller(error) | RuleError::File { source: error, .. } => hints_of_rules(error),
         RuleError::Set(error) => hints_of_policy(error),
         RuleError::Roots(RootsError::Twice(_)) => vec!["give each a name of its own: `--trusted-root NAME=FILE`".into()],
+        RuleError::NoRoot { root, .. } if root == DEFAULT => vec![
+            format!("the policies of a command see what `--trusted-root FILE` names (`--trusted-root sigstore-public-good` for Sigstore's public instance), those of the host `{HOST_ROOTS}/{root}.json`").into(),
+        ],
         RuleError::NoRoot { root, .. } => {
-            let name = if root == DEFAULT { String::new() } else { format!("{root}=") };
             vec![
                 format!(
-                    "the policies of a command see what `--trusted-root {name}FILE` names, those of the host `{HOST_ROOTS}/{root}.json`"
+                    "the policies of a command see what `--trusted-root {root}=FILE` names, those of the host `{HOST_ROOTS}/{root}.json`"
                 )
                 .into(),
             ]

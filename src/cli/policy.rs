@@ -251,7 +251,10 @@ impl ShownAuthority {
         }
         for (position, identity) in self.identities.iter().enumerate() {
             let or = if position == 0 { "" } else { "or " };
-            line(6, format!("{or}subject {}, issuer {}", identity.subject, identity.issuer));
+            let shown = |text: &str, is_expression| if is_expression { format!("/{text}/") } else { text.to_owned() };
+            let subject = shown(&identity.subject, identity.subject_is_expression);
+            let issuer = shown(&identity.issuer, identity.issuer_is_expression);
+            line(6, format!("{or}subject {subject}, issuer {issuer}"));
         }
         if let Some(place) = &self.keyless {
             line(6, format!("from a CA of {}", place.text()));

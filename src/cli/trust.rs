@@ -8,7 +8,7 @@ use super::args::{Trust, TrustCommand, TrustShow, TrustUpdate};
 use super::error::CliError;
 use super::report::{self, Exit, escaped};
 use super::{document, print};
-use crate::admission::roots::{Root, Roots, is_name};
+use crate::admission::roots::{Origin, Root, Roots, is_name};
 use crate::admission::{Host, RuleError};
 use crate::limits;
 use crate::signature::{Authority, BUILT_IN, Role};
@@ -50,8 +50,8 @@ fn update(arguments: &TrustUpdate) -> Result<Exit, CliError> {
 fn show(arguments: &TrustShow) -> Result<Exit, CliError> {
     let roots: Vec<Root> = if arguments.trusted_root.is_empty() {
         let host = Host::this().roots().map_err(RuleError::from)?;
-        let built_in = BUILT_IN.into_iter().filter_map(|name| Roots::default().get(name));
-        // A file of the host's replaces what is built in under its name; that is told of all the same.
+        // A file of the host's takes the place of what is built in under its name.
+        let built_in = BUILT_IN.into_iter().filter_map(|name| host.get(name)).filter(|root| matches!(root.origin, Origin::BuiltIn(_)));
         host.given().cloned().chain(built_in).collect()
     } else {
         Roots::of_caller(&arguments.trusted_root).map_err(RuleError::from)?.given().cloned().collect()
