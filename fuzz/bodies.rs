@@ -6,7 +6,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use kitfs::admission::roots::Roots;
+use kitfs::admission::{Decision, Docket, Provenance, Question, RuleSet, Rulebook, Verdict};
 use kitfs::archive::{Kind, NewEntry, Output, Place, SplitError, Splitter};
 use kitfs::descriptor::Descriptor;
 use kitfs::digest::{Algorithm, Digest};
@@ -16,8 +20,9 @@ use kitfs::inflate::{Inflate, InflateError, expansion_limit};
 use kitfs::kit::{Documents, Growing, Kit};
 use kitfs::layer::Compression;
 use kitfs::oci::Reference;
+use kitfs::policy::authority::Format;
 use kitfs::policy::{Name, Names, Set, document};
-use kitfs::referrers::{PieceKind, pieces};
+use kitfs::referrers::{self, Ended, PieceKind, pieces};
 use kitfs::signature::{
     About, Content, Expectation, Forms, Identity, Layer, LayerKind, Matcher, PublicKey, Signer, TrustedRoot, judge, judge_layer,
 };
@@ -26,12 +31,16 @@ use kitfs::verify::{Unverified, Verified};
 use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
 use serde_json::Value;
 
+#[allow(dead_code, reason = "not all of it is needed here")]
+#[path = "../tests/decisions/signing.rs"]
+mod signing;
+
 /// A target: its name, and what it does.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 #[allow(dead_code, reason = "each fuzz target calls its own")]
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 13] = [
     ("tar", tar),
     ("gzip", gzip),
     ("zstd", zstd),
@@ -43,6 +52,8 @@ pub const TARGETS: [Target; 11] = [
     ("bundle", bundle),
     ("policy", policy),
     ("attached", attached),
+    ("decision", decision),
+    ("predicate", predicate),
 ];
 
 #[derive(Default, PartialEq)]
@@ -400,6 +411,8 @@ fn walk(index: &Index) {
 
 /// What the owner of the fixtures' P-256 key and its workflow ever signed about [`KIT`], but for the annotations.
 const SIGNED: [&str; 4] = ["{}", r#"{"stage":"prod","ticket":"ACME-42"}"#, r#"{"stage":"dev"}"#, r#"{"released":"2026-03-11T11:59:00Z"}"#];
+/// When it is judged.
+const NOW: &str = "2026-11-01T00:00:00Z";
 const KIT: &str = "sha256:98d5bb40b4a10c712223aa7fc5099ac2426bcce667101cb71d250e80df360e6a";
 
 /// A bundle, or a part of the older format → a judgement: it never panics, and what it lets pass was really signed, byte for byte.
@@ -407,13 +420,7 @@ pub fn bundle(bytes: &[u8]) {
     thread_local! {
         static TRUSTED: (TrustedRoot, PublicKey, Identity) = trusted();
     }
-    let now = "2026-11-01T00:00:00Z".parse().expect("a time");
-    let hex = KIT.trim_start_matches("sha256:");
-    let signed = |annotations: &str| {
-        let subject = format!(r#"{{"digest":{{"sha256":"{hex}"}},"annotations":{annotations}}}"#);
-        let kind = "https://sigstore.dev/cosign/sign/v1";
-        format!(r#"{{"_type":"https://in-toto.io/Statement/v1","subject":[{subject}],"predicateType":"{kind}","predicate":{{}}}}"#)
-    };
+    let now = NOW.parse().expect("a time");
     let about = About { digest: KIT.parse().expect("a digest"), artifact: None };
     TRUSTED.with(|(root, key, identity)| {
         for signer in [Signer::Key(key), Signer::Identity(identity)] {
@@ -421,7 +428,7 @@ pub fn bundle(bytes: &[u8]) {
                 let expectation = Expectation { signer, content: Content::Signature, log, timestamp: false, forms: Forms::Attached };
                 if let Ok(facts) = judge(bytes, &about, &expectation, root, now) {
                     let text = facts.statement.expect("a signature states something").text;
-                    assert!(SIGNED.iter().any(|annotations| signed(annotations) == text), "{text}");
+                    assert!(was_signed(&text), "{text}");
                 }
                 // The same in what Cosign's older format has: an envelope, a payload, and what stands in annotations.
                 let annotation = |name: &str| [(format!("dev.sigstore.cosign/{name}"), String::from_utf8_lossy(bytes).into_owned())];
@@ -463,6 +470,124 @@ pub fn attached(bytes: &[u8]) {
             assert!(by != AttachedBy::Subject || json["subject"]["digest"] == KIT, "it is about something else");
         }
     }
+}
+
+/// Whether the owner of the key signed this statement.
+fn was_signed(text: &str) -> bool {
+    let hex = KIT.trim_start_matches("sha256:");
+    SIGNED.iter().any(|annotations| {
+        let subject = format!(r#"{{"digest":{{"sha256":"{hex}"}},"annotations":{annotations}}}"#);
+        let kind = "https://sigstore.dev/cosign/sign/v1";
+        text == format!(r#"{{"_type":"https://in-toto.io/Statement/v1","subject":[{subject}],"predicateType":"{kind}","predicate":{{}}}}"#)
+    })
+}
+
+/// Bytes of what is attached to a kit → a decision: it never panics, admits only what was really signed, and what it tells can be shown.
+pub fn decision(bytes: &[u8]) {
+    thread_local! {
+        static CASE: (Question, Rulebook) = {
+            let key = include_str!("../tests/fixtures/signed/key-p256-bundle/cosign.pub");
+            (question(), rulebook(&format!("authorities: [{{key: {{data: {key:?}}}}}]")))
+        };
+    }
+    let digest = Digest::of(Algorithm::Sha256, bytes);
+    let blob = Bytes::copy_from_slice(bytes);
+    let layer = |kind| referrers::Content::Layer { kind, blob: blob.clone(), annotations: Vec::new() };
+    let annotated = vec![("dev.cosignproject.cosign/signature".to_owned(), String::from_utf8_lossy(bytes).into_owned())];
+    CASE.with(|(question, rulebook)| {
+        let candidates = [
+            (Format::Bundle, referrers::Content::Bundle(blob.clone())),
+            (Format::Legacy, layer(LayerKind::Attestation)),
+            (Format::Legacy, layer(LayerKind::Signature)),
+            (
+                Format::Legacy,
+                referrers::Content::Layer { kind: LayerKind::Signature, blob: Bytes::from_static(b"{}"), annotations: annotated },
+            ),
+        ];
+        let mut docket = Docket::new(question, rulebook, NOW.parse().expect("a time"));
+        for (format, content) in candidates {
+            docket.add(signing::candidate(question.digest, digest, format, content));
+        }
+        let Decision { verdict, report } = docket.close(&Ended::default());
+        let text = report.text();
+        assert!(text.chars().all(|letter| letter == '\n' || !letter.is_control()), "{text:?}");
+        match verdict {
+            Verdict::Admitted(admitted) => {
+                assert!(admitted.admission().counted.iter().all(|counted| counted.format == "bundle"), "nobody signed the others");
+                let bundle: Value = serde_json::from_slice(bytes).expect("a bundle that counts is JSON");
+                let payload = bundle["dsseEnvelope"]["payload"].as_str().expect("it states something");
+                let payload = STANDARD.decode(payload).expect("base64");
+                assert!(was_signed(&String::from_utf8_lossy(&payload)), "nobody signed that");
+            }
+            Verdict::Denied => assert!(report.evidence.is_none() && !report.reasons.is_empty()),
+            Verdict::Undecided(class) => panic!("everything was read: {class}"),
+        }
+    });
+}
+
+/// What a rule wants to see, and no predicate has.
+const SECRET: &str = "f1b8c3f4d92a4d0f8a4c9d8e0b7a6c5d";
+
+/// A predicate, signed by whom the policy trusts → rules in Rego: they see it, and whatever it is, they do not allow it.
+pub fn predicate(bytes: &[u8]) {
+    thread_local! {
+        static CASE: (Question, signing::Key, [Rulebook; 2]) = {
+            let key = signing::Key::new(1);
+            let scan = |rule: &str| {
+                let attestation = format!("attestations: [{{name: scan, predicateType: '{}'{rule}}}]", signing::SCAN);
+                format!("authorities: [{{key: {{data: {:?}}}, {attestation}}}]", key.pem)
+            };
+            let rego = |text: String| format!(", policy: {{type: rego, data: {text:?}}}");
+            let one = scan(&rego(format!("package signature\nallow {{ input.predicate.secret == \"{SECRET}\" }}\n")));
+            let text = format!("package modelkit.mount\nallow if input.attestations[_].predicate.secret == \"{SECRET}\"\n");
+            let all = format!("{}{}", scan(""), rego(text));
+            (question(), key, [rulebook(&one), rulebook(&all)])
+        };
+    }
+    let predicate = serde_json::from_slice(bytes).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(bytes)));
+    CASE.with(|(question, key, rulebooks)| {
+        for rulebook in rulebooks {
+            let mut docket = Docket::new(question, rulebook, NOW.parse().expect("a time"));
+            docket.add(key.scan(question.digest, predicate.clone()));
+            let decision = docket.close(&Ended::default());
+            assert!(matches!(decision.verdict, Verdict::Denied), "{}", decision.report.text());
+        }
+    });
+}
+
+/// A question about a kit with nothing in it, under the digest that the fixtures' signatures are about.
+fn question() -> Question {
+    let verified = |media_type: &str, text: String| -> Verified<Bytes> {
+        let descriptor = Descriptor {
+            media_type: media_type.to_owned(),
+            digest: Digest::of(Algorithm::Sha256, text.as_bytes()),
+            size: text.len() as u64,
+        };
+        Unverified::new(Bytes::from(text)).verify(&descriptor).expect("its own digest")
+    };
+    let config = verified("application/vnd.kitops.modelkit.config.v1+json", "{}".to_owned());
+    let Descriptor { media_type, digest, size } = config.descriptor();
+    let manifest = format!(r#"{{"schemaVersion":2,"config":{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}}}}"#);
+    let manifest = verified("application/vnd.oci.image.manifest.v1+json", manifest);
+    Question {
+        reference: "h.test/a".to_owned(),
+        names: Names { real: Some(Name::of_kit("h.test/a").expect("a name")), claim: None },
+        digest: KIT.parse().expect("a digest"),
+        index: None,
+        kit: Kit::plan(&manifest, &config).expect("a kit"),
+        documents: Documents { manifest, config },
+        provenance: Provenance::default(),
+        mountpoint: None,
+        uid: 0,
+    }
+}
+
+/// A policy of the host's for every kit.
+fn rulebook(spec: &str) -> Rulebook {
+    let text = format!("apiVersion: policy.sigstore.dev/v1beta1\nkind: ClusterImagePolicy\nspec: {{images: [{{glob: '**'}}], {spec}}}\n");
+    let set = Set::new(document::policies(text.as_bytes(), "fuzz").expect("a policy"));
+    let rules = RuleSet::load(set, &Roots::of_caller(&[]).expect("no roots")).expect("rules");
+    Rulebook { host: Some(rules), ..Rulebook::default() }
 }
 
 /// Whom the fixtures trust.

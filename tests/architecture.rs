@@ -57,6 +57,7 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("tuf", &["limits", "signature"]),
     ("wire", &[]),
     // What a policy says does not depend on how kits are fetched or shown.
+    ("admission", &["digest", "failure", "kit", "layer", "limits", "policy", "referrers", "rehearsal", "signature"]),
     ("policy", &["digest", "limits", "oci", "signature"]),
 ];
 

@@ -145,6 +145,7 @@ fn seeds() -> Seeds {
                     document => {
                         let Ok(json) = serde_json::from_slice::<serde_json::Value>(document) else { continue };
                         add("kitfile", document.to_vec());
+                        add("predicate", document.to_vec());
                         let Some(config) = json["config"]["digest"].as_str() else { continue };
                         let Some(content) = blobs.get(config) else { continue };
                         let manifest = String::from_utf8_lossy(document).replace(config, bodies::CONFIG_DIGEST);
@@ -158,6 +159,7 @@ fn seeds() -> Seeds {
         for blob in blobs(&case).into_values().filter(|blob| {
             String::from_utf8_lossy(blob).contains("verificationMaterial") || String::from_utf8_lossy(blob).contains("payloadType")
         }) {
+            add("decision", blob.clone());
             add("bundle", blob);
         }
     }

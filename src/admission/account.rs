@@ -61,7 +61,7 @@ impl Account<'_> {
                 Answer::Open(_) => "error",
             },
             reference: self.question.reference.clone(),
-            claim: self.question.names.claim.as_ref().map(ToString::to_string),
+            claim: self.question.names.claim.as_ref().map(|claim| claim.without_digest().to_string()),
             digest: Some(self.question.digest.to_string()),
             reasons: self.reasons(&unread),
             sets: self.each_set().map(|(set, answers)| self.set(set, answers)).collect(),
@@ -96,7 +96,7 @@ impl Account<'_> {
         trust_roots.dedup();
         Admission {
             reference: self.question.reference.clone(),
-            claim: self.question.names.claim.as_ref().map(ToString::to_string),
+            claim: self.question.names.claim.as_ref().map(|claim| claim.without_digest().to_string()),
             digest: self.question.digest,
             at: self.now,
             policies,
@@ -190,7 +190,7 @@ impl Account<'_> {
 
     fn called(&self) -> String {
         let names = &self.question.names;
-        let called: Vec<String> = names.real.iter().chain(&names.claim).map(ToString::to_string).collect();
+        let called: Vec<String> = names.real.iter().chain(&names.claim).map(|name| name.without_digest().to_string()).collect();
         if called.is_empty() { "a kit without a name (`--as` gives it one)".to_owned() } else { called.join(" or ") }
     }
 

@@ -16,6 +16,7 @@ use crate::failure::ErrorClass;
 use crate::policy::Name;
 use crate::policy::authority::Format;
 use crate::referrers::{Candidate, Content, Ended};
+use crate::signature::LayerKind;
 
 /// What was decided.
 #[derive(Debug)]
@@ -79,8 +80,11 @@ pub(super) struct Seen {
     pub(super) format: Format,
 }
 
-/// What tells candidates apart: two that do not differ in it are judged alike. What failed before is told apart by its reason.
-type Identity = (Digest, Digest, Digest, Option<Name>, Result<(&'static str, Vec<(String, String)>), (&'static str, String)>);
+/// What tells candidates apart: two that do not differ in it are judged alike.
+type Identity = (Digest, Digest, Digest, Option<Name>, Matter);
+
+/// What there is to judge, as far as the digest does not say it: the format that it was found as, what it is, and annotations or why it failed.
+type Matter = (&'static str, &'static str, Vec<(String, String)>);
 
 impl<'a> Docket<'a> {
     /// Opens it. `now` is the time of the decision.
@@ -171,13 +175,12 @@ impl<'a> Docket<'a> {
 }
 
 fn identity(candidate: &Candidate) -> Identity {
-    let Candidate { digest, manifest, subject, repository, content, .. } = candidate;
-    let content = match content {
-        Ok(Content::Bundle(_)) => Ok(("bundle", Vec::new())),
-        Ok(Content::Layer { kind, annotations, .. }) => {
-            Ok((if *kind == crate::signature::LayerKind::Signature { "signature" } else { "attestation" }, annotations.clone()))
-        }
-        Err(denial) => Err((denial.reason.code(), denial.message.clone())),
+    let Candidate { digest, manifest, subject, repository, format, content, .. } = candidate;
+    let (kind, more) = match content {
+        Ok(Content::Bundle(_)) => ("bundle", Vec::new()),
+        Ok(Content::Layer { kind: LayerKind::Signature, annotations, .. }) => ("signature", annotations.clone()),
+        Ok(Content::Layer { kind: LayerKind::Attestation, annotations, .. }) => ("attestation", annotations.clone()),
+        Err(denial) => ("", vec![(denial.reason.code().to_owned(), denial.message.clone())]),
     };
-    (*digest, *manifest, *subject, repository.clone(), content)
+    (*digest, *manifest, *subject, repository.clone(), (format.name(), kind, more))
 }

@@ -73,9 +73,13 @@ impl<'a> Facing<'a> {
             let reference = tag.map_or_else(|| format!("{}@{digest}", real.repository()), |tag| format!("{}:{tag}", real.repository()));
             input.insert("reference".into(), reference.into());
             input.insert("repository".into(), real.repository().into());
-            tag.map(|tag| input.insert("tag".into(), tag.into()));
+            if let Some(tag) = tag {
+                input.insert("tag".into(), tag.into());
+            }
         }
-        names.claim.as_ref().map(|claim| input.insert("claim".into(), claim.to_string().into()));
+        if let Some(claim) = &names.claim {
+            input.insert("claim".into(), claim.to_string().into());
+        }
         input.insert("digest".into(), digest.to_string().into());
         input.insert("manifest".into(), manifest);
         // The config of other families is no Kitfile.
@@ -129,10 +133,14 @@ fn signature(case: &AuthorityCase<'_>, facts: &Facts) -> Value {
             put("cert_not_before", rfc3339(certificate.not_before).into());
         }
     }
-    time(facts).map(|time| put("time", time));
+    if let Some(time) = time(facts) {
+        put("time", time);
+    }
     let times = facts.times.iter().map(|time| json!({ "source": source(time.source), "time": rfc3339(time.time) }));
     put("times", times.collect());
-    facts.log_index.map(|index| put("log_index", index.into()));
+    if let Some(index) = facts.log_index {
+        put("log_index", index.into());
+    }
     let annotations: Map<String, Value> = annotations(facts).iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
     put("annotations", annotations.into());
     signature.into()

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::args::Explain;
 use super::error::CliError;
-use super::report::{self, Exit, escaped};
+use super::report::{self, Exit};
 use super::trusting::{Records, Trust};
 use super::{Session, print, reference, umount};
 use crate::admission::{NotAdmitted, ReasonReport, Report};
@@ -75,7 +75,7 @@ impl Shown {
             text.push('\n');
             text.push_str(&report.text());
         }
-        text.lines().map(|line| escaped(line) + "\n").collect()
+        text
     }
 }
 

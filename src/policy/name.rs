@@ -88,6 +88,11 @@ impl Name {
         Self { digest: Some(digest.to_string()), ..self.clone() }
     }
 
+    /// The same name as whoever said it without knowing the digest.
+    pub fn without_digest(&self) -> Self {
+        Self { digest: None, ..self.clone() }
+    }
+
     /// What globs are held against: `repo`, `repo:tag` and `repo@digest`, as far as they are known.
     pub fn forms(&self) -> Vec<String> {
         let tagged = self.tag.iter().map(|tag| format!("{}:{tag}", self.repository));

@@ -4,6 +4,10 @@
 //! are tested apart.
 #![allow(missing_docs, unreachable_pub)]
 
+mod properties;
+mod signing;
+mod tables;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
@@ -138,7 +142,7 @@ impl Case {
         serde_json::from_slice(&self.blobs[digest.as_str().expect("a digest")]).expect("JSON")
     }
 
-    fn question(&self) -> Result<Question, KitError> {
+    fn question(&self) -> Result<Question, Box<KitError>> {
         let manifest = verified(MANIFEST, self.blobs[&self.digest().to_string()].clone());
         let config = Kit::config(&manifest)?;
         let config = verified(&config.media_type, self.blobs[&config.digest.to_string()].clone());
