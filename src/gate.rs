@@ -124,7 +124,7 @@ impl Gate<'_> {
         let (mut places, mut gaps) = (Vec::new(), Vec::new());
         for repository in repositories {
             match self.place(arrived, repository.clone()) {
-                Ok(place) => places.extend(place),
+                Ok(place) => places.push(place),
                 Err(error) => {
                     let what = repository.as_ref().map_or_else(|| question.reference.clone(), |name| name.repository().to_owned());
                     gaps.push(Gap { what, why: chain(&error), class: ErrorClass::of_source(&error), repository });
@@ -141,12 +141,9 @@ impl Gate<'_> {
         ended
     }
 
-    /// Where signatures are looked for. `None` if nothing may be asked there.
-    fn place(&self, arrived: &Arrived, repository: Option<Name>) -> Result<Option<Place>, source::SourceError> {
+    /// Where signatures are looked for. A registry that may not be asked stands for what the cache has of it.
+    fn place(&self, arrived: &Arrived, repository: Option<Name>) -> Result<Place, source::SourceError> {
         let is_registry = matches!(arrived.found.reference.transport(), Transport::Registry(_));
-        if is_registry && self.access.options.offline {
-            return Ok(None);
-        }
         let source = match &repository {
             Some(name) if is_registry => match name.repository().parse::<Reference>() {
                 Ok(reference) => source::open(&reference, self.access.options)?,
@@ -159,7 +156,7 @@ impl Gate<'_> {
             // A layout has many repositories in it.
             _ => arrived.found.source.clone(),
         };
-        Ok(Some(Place { repository, source }))
+        Ok(Place { repository, source })
     }
 
     fn question(&self, arrived: &Arrived, claim: Option<&Name>) -> Question {

@@ -183,7 +183,12 @@ impl CliError {
             | Self::NoRepository(_)
             | Self::NoPolicy => Exit::Usage,
             Self::Resolve(error) => match error.innermost() {
-                ResolveError::NotAdmitted(refused) if matches!(**refused, NotAdmitted::Refused { .. }) => Exit::Refused,
+                ResolveError::NotAdmitted(error) => match **error {
+                    NotAdmitted::Refused { .. } => Exit::Refused,
+                    NotAdmitted::Undecided { class: ErrorClass::Content | ErrorClass::Refused, .. } => Exit::Content,
+                    // The kit is there, and it was not said that it may not be read: what is missing is what others say of it.
+                    NotAdmitted::Undecided { .. } => Exit::Failed,
+                },
                 _ => exit_of(error.class()),
             },
             Self::Store(error) | Self::Layers { source: error, .. } => exit_of(error.class()),

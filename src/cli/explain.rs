@@ -9,12 +9,13 @@ use super::error::CliError;
 use super::report::{self, Exit};
 use super::trusting::{Records, Trust};
 use super::{Session, print, reference, umount};
-use crate::admission::{NotAdmitted, ReasonReport, Report};
+use crate::admission::{ReasonReport, Report};
 use crate::audit::{Attempt, Purpose};
 use crate::failure::chain;
 use crate::gate::{Gate, Passage, Search};
+use crate::kit::KitError;
 use crate::mountinfo;
-use crate::resolve::ResolveError;
+use crate::resolve::{ChoiceError, ResolveError};
 use crate::run::MountRecord;
 use crate::signature::Reason;
 
@@ -81,74 +82,89 @@ impl Shown {
 
 fn shown(asked: &str, passage: Passage) -> (Shown, Exit) {
     let Passage { decisions, kits } = passage;
-    let mut reports = decisions.into_iter().map(|decision| decision.report);
-    let (root, references) = (reports.next(), reports.collect());
-    let mut report = root.unwrap_or_else(|| Report { reference: asked.to_owned(), ..Report::default() });
-    let Err(error) = kits else { return (Shown { report, references }, Exit::Done) };
-    let (decision, reason) = failure(&error);
-    report.decision = decision;
-    if report.reasons.first().is_none_or(|first| first.code != reason.code) {
-        report.reasons.insert(0, reason);
-    }
+    let mut reports: Vec<Report> = decisions.into_iter().map(|decision| decision.report).collect();
+    let Err(error) = kits else {
+        let references = reports.split_off(1.min(reports.len()));
+        return (Shown { report: reports.pop().unwrap_or_default(), references }, Exit::Done);
+    };
+    // The last decision is the one that went wrong; whatever goes wrong elsewhere has no decision.
+    let (decision, reasons) = match (error.innermost(), reports.last()) {
+        (ResolveError::NotAdmitted(_), Some(last)) => (last.decision, last.reasons.clone()),
+        (other, _) if is_no_kit(other) => (ERROR, vec![reason(Reason::NotAKit.code(), &error)]),
+        (other, _) => (ERROR, vec![reason(other.class().code(), &error)]),
+    };
+    let references = reports.split_off(1.min(reports.len()));
+    let mut report = reports.pop().unwrap_or_else(|| Report { reference: asked.to_owned(), ..Report::default() });
+    (report.decision, report.reasons) = (decision, reasons);
     (Shown { report, references }, CliError::Resolve(error).exit())
 }
 
-/// What the failure of one of the kits makes of the decision on all of them, and why.
-fn failure(error: &ResolveError) -> (&'static str, ReasonReport) {
-    let code = match error.innermost() {
-        ResolveError::NotAdmitted(refused) => match &**refused {
-            NotAdmitted::Refused { code, message, .. } => {
-                return ("deny", ReasonReport { code: code.clone(), message: message.clone() });
-            }
-            NotAdmitted::Undecided { message, class, .. } => {
-                return ("error", ReasonReport { code: class.code().to_owned(), message: message.clone() });
-            }
-        },
-        ResolveError::Kit { .. } | ResolveError::Choice { .. } => Reason::NotAKit.code(),
-        other => other.class().code(),
-    };
-    ("error", ReasonReport { code: code.to_owned(), message: chain(error) })
+fn is_no_kit(error: &ResolveError) -> bool {
+    match error {
+        ResolveError::Kit { source, .. } => matches!(**source, KitError::NotAKit { .. } | KitError::NoKitfile { .. }),
+        ResolveError::Choice { source, .. } => matches!(**source, ChoiceError::None { .. }),
+        _ => false,
+    }
+}
+
+/// The decision where none could be taken.
+const ERROR: &str = "error";
+
+fn reason(code: &str, error: &ResolveError) -> ReasonReport {
+    ReasonReport { code: code.to_owned(), message: chain(error) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::{Decision, NotAdmitted, Verdict};
     use crate::failure::ErrorClass;
 
-    fn refused(code: &str) -> NotAdmitted {
-        NotAdmitted::Refused { reference: "reg.example/a:v1".into(), code: code.into(), message: "signed by another".into() }
+    fn decided(decision: &'static str, code: &str) -> Decision {
+        let reasons = vec![ReasonReport { code: code.into(), message: "why".into() }];
+        let verdict = if decision == "deny" { Verdict::Denied } else { Verdict::Undecided(ErrorClass::Network) };
+        Decision { verdict, report: Report { decision, reference: "reg.example/a:v1".into(), reasons, ..Report::default() } }
+    }
+
+    fn not_admitted(decision: &Decision) -> ResolveError {
+        ResolveError::NotAdmitted(Box::new(decision.outcome().expect_err("it is not")))
     }
 
     #[test]
     fn a_kit_that_is_referred_to_decides_for_all() {
-        let report = |decision, code: &str| Report {
-            decision,
-            reference: "reg.example/a:v1".into(),
-            reasons: vec![ReasonReport { code: code.into(), message: "why".into() }],
-            ..Report::default()
-        };
-        let inner = ResolveError::NotAdmitted(Box::new(refused("wrong-key")));
-        let error = ResolveError::Reference { chain: vec!["reg.example/a:v1".into(), "reg.example/b:v1".into()], source: Box::new(inner) };
-        let (decision, reason) = failure(&error);
-        assert_eq!((decision, reason.code.as_str()), ("deny", "wrong-key"));
-        assert_eq!(CliError::Resolve(error).exit(), Exit::Refused);
-        let shown = Shown { report: report("deny", "wrong-key"), references: vec![report("deny", "wrong-key")] };
+        let decisions = vec![decided("admit", "fine"), decided("deny", "wrong-key")];
+        let source = Box::new(not_admitted(&decisions[1]));
+        let kits = Err(ResolveError::Reference { chain: vec!["reg.example/a:v1".into(), "reg.example/b:v1".into()], source });
+        let (shown, exit) = shown("reg.example/a:v1", Passage { decisions, kits });
         let json = serde_json::to_value(&shown).expect("plain data");
-        assert_eq!((json["decision"].as_str(), json["references"][0]["reasons"][0]["code"].as_str()), (Some("deny"), Some("wrong-key")));
+        assert_eq!((json["decision"].as_str(), json["reasons"][0]["code"].as_str()), (Some("deny"), Some("wrong-key")));
+        assert_eq!(json["references"][0]["decision"], "deny");
+        assert_eq!(exit, Exit::Refused);
     }
 
     #[test]
     fn what_could_not_be_decided_is_no_refusal() {
-        let undecided = |class| NotAdmitted::Undecided { reference: "reg.example/a:v1".into(), message: "it is away".into(), class };
-        for (class, code, exit) in [
-            (ErrorClass::Network, "network", Exit::Failed),
-            (ErrorClass::Stalled, "stalled", Exit::Failed),
-            (ErrorClass::Content, "content", Exit::Content),
+        for (class, exit) in [
+            (ErrorClass::Network, Exit::Failed),
+            (ErrorClass::Stalled, Exit::Failed),
+            // A signature that may not be read is not the kit.
+            (ErrorClass::Denied, Exit::Failed),
+            (ErrorClass::Missing, Exit::Failed),
+            (ErrorClass::Content, Exit::Content),
         ] {
-            let error = ResolveError::NotAdmitted(Box::new(undecided(class)));
-            let (decision, reason) = failure(&error);
-            assert_eq!((decision, reason.code.as_str()), ("error", code));
-            assert_eq!(CliError::Resolve(error).exit(), exit);
+            let error = NotAdmitted::Undecided { reference: "reg.example/a:v1".into(), message: "it is away".into(), class };
+            let passage = Passage { decisions: vec![decided("error", "unread")], kits: Err(ResolveError::NotAdmitted(Box::new(error))) };
+            let (shown, got) = shown("reg.example/a:v1", passage);
+            assert_eq!((shown.report.decision, shown.report.reasons[0].code.as_str(), got), ("error", "unread", exit), "{class}");
         }
+    }
+
+    #[test]
+    fn what_is_no_kit_is_told_by_its_code() {
+        let source = Box::new(KitError::NotAKit { artifact_type: String::new(), config: String::new() });
+        let kits = Err(ResolveError::Kit { reference: "reg.example/a:v1".into(), source });
+        let (shown, exit) = shown("reg.example/a:v1", Passage { decisions: Vec::new(), kits });
+        assert_eq!((shown.report.decision, shown.report.reasons[0].code.as_str()), ("error", "not-a-kit"));
+        assert_eq!((shown.report.reference.as_str(), exit), ("reg.example/a:v1", Exit::Content));
     }
 }
