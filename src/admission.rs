@@ -17,7 +17,7 @@ use crate::policy::Names;
 pub use docket::{Decision, Docket, Verdict};
 pub use record::{Admission, Counted, DecidedPolicy, NamedRoot};
 pub use report::{AuthorityReport, CandidateReport, PolicyReport, ReasonReport, Report, SetReport, TimeReport};
-pub use rules::{Demand, DemandSigner, RuleSet, RuleError, Rulebook};
+pub use rules::{Demand, DemandSigner, RuleError, RuleSet, Rulebook};
 
 /// That a kit may be mounted. Made by the decision alone, about one digest, once.
 ///
