@@ -2,20 +2,20 @@
 //!
 //! Each target of `fuzz_targets/` is one call into this file, and `tests/fuzz_targets.rs` makes the same calls with a stable toolchain.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read as _, Seek as _, Write as _};
+mod sink;
+
+use std::io::{Read as _, Seek as _, Write as _};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use kitfs::admission::roots::Roots;
 use kitfs::admission::{Decision, Docket, Provenance, Question, RuleSet, Rulebook, Verdict};
-use kitfs::archive::{Kind, NewEntry, Output, Place, SplitError, Splitter};
+use kitfs::archive::{Kind, Place};
 use kitfs::descriptor::Descriptor;
 use kitfs::digest::{Algorithm, Digest};
 use kitfs::filter::{Filter, FilterType, Glob, Globs, Selection};
-use kitfs::index::{FileFacts, Index, IndexBuilder, Segment, Stored};
+use kitfs::index::{Index, Segment};
 use kitfs::inflate::{Inflate, InflateError, expansion_limit};
 use kitfs::kit::{Documents, Growing, Kit};
 use kitfs::layer::Compression;
@@ -34,6 +34,8 @@ use serde_json::Value;
 #[allow(dead_code, reason = "not all of it is needed here")]
 #[path = "../tests/decisions/signing.rs"]
 mod signing;
+
+use sink::Sink;
 
 /// A target: its name, and what it does.
 pub type Target = (&'static str, fn(&[u8]));
@@ -56,60 +58,15 @@ pub const TARGETS: [Target; 13] = [
     ("predicate", predicate),
 ];
 
-#[derive(Default, PartialEq)]
-struct Sink {
-    entries: Vec<NewEntry>,
-    pack: Vec<u8>,
-    data: BTreeMap<u32, Vec<u8>>,
-    open: u32,
-}
-
-impl Output for Sink {
-    fn pack(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.pack.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn open_data(&mut self, ordinal: u32, _: u64) -> io::Result<()> {
-        self.open = ordinal;
-        assert!(self.data.insert(ordinal, Vec::new()).is_none());
-        Ok(())
-    }
-
-    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.data.get_mut(&self.open).expect("it was opened").extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn close_data(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn entry(&mut self, entry: &NewEntry) -> Result<(), SplitError> {
-        self.entries.push(entry.clone());
-        Ok(())
-    }
-}
-
-fn split(stream: &[u8], threshold: u64, piece: usize) -> Result<Sink, SplitError> {
-    let (mut sink, mut splitter) = (Sink::default(), Splitter::new(threshold));
-    for bytes in stream.chunks(piece) {
-        splitter.write(bytes, &mut sink)?;
-    }
-    let split = splitter.finish(&mut sink)?;
-    assert_eq!((split.stream_size, split.pack_size), (stream.len() as u64, sink.pack.len() as u64));
-    Ok(sink)
-}
-
 /// A tar stream → index: whatever is accepted can be read back from its index, and the pieces in which it came make no difference.
 pub fn tar(stream: &[u8]) {
-    let whole = split(stream, 100, stream.len().max(1));
-    let pieces = split(stream, 100, 7);
+    let whole = Sink::cut(stream, 100, stream.len().max(1));
+    let pieces = Sink::cut(stream, 100, 7);
     assert!(whole.is_ok() == pieces.is_ok());
     let (Ok(whole), Ok(pieces)) = (whole, pieces) else { return };
     assert!(whole.entries == pieces.entries && whole.pack == pieces.pack && whole.data == pieces.data);
 
-    let Some((file, layer)) = indexed(stream, &whole) else { return };
+    let Ok((file, layer)) = whole.index(stream) else { return };
     let index = Index::map(&file, &layer).expect("it was just written");
     for entry in &whole.entries {
         let rank = index.find(&entry.path).expect("a sound index").expect("it was added");
@@ -117,12 +74,7 @@ pub fn tar(stream: &[u8]) {
         assert_eq!((found.kind, found.size), (entry.kind, entry.size));
         assert!(entry.kind == Kind::Folder || found.place == entry.place);
         let start = entry.stream_offset as usize;
-        let content = match entry.place {
-            Place::None => &[][..],
-            Place::Packed { offset } => &whole.pack[offset as usize..][..entry.size as usize],
-            Place::Data { ordinal } => &whole.data[&ordinal],
-        };
-        assert!(stream[start..][..entry.size as usize] == *content);
+        assert!(stream[start..][..entry.size as usize] == *whole.content(entry));
     }
     let mut again = Vec::new();
     for segment in index.segments() {
@@ -135,30 +87,10 @@ pub fn tar(stream: &[u8]) {
     walk(&index);
 }
 
-/// The index of a stream that was split, unless its entries make no tree.
-fn indexed(stream: &[u8], sink: &Sink) -> Option<(File, Digest)> {
-    let mut builder = IndexBuilder::new(tempfile::tempfile().expect("a file"));
-    for entry in &sink.entries {
-        builder.add(entry).expect("not that many");
-    }
-    let facts = |size: usize| FileFacts { size: size as u64, mode: 0o444, ctime_sec: 0, ctime_nsec: 0 };
-    let layer = Digest::of(Algorithm::Sha256, stream);
-    let size = stream.len() as u64;
-    let stored = Stored { layer, blob_size: size, uncompressed: Some(layer), uncompressed_size: size, pack: facts(sink.pack.len()) };
-    let out = tempfile::tempfile().expect("a file");
-    match builder.finish(&out, &stored, &mut |ordinal| Ok(facts(sink.data[&ordinal].len()))) {
-        Ok(()) => Some((out, layer)),
-        Err(error) => {
-            assert!(error.is_refusal(), "{error}");
-            None
-        }
-    }
-}
-
 /// The index file of a tar stream, to begin with.
 #[allow(dead_code, reason = "the fuzz targets get theirs from a corpus")]
 pub fn index_of(stream: &[u8]) -> Option<Vec<u8>> {
-    let (mut file, _) = indexed(stream, &split(stream, 100, stream.len().max(1)).ok()?)?;
+    let (mut file, _) = Sink::cut(stream, 100, stream.len().max(1)).ok()?.index(stream).ok()?;
     let mut bytes = Vec::new();
     file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("readable");
     Some(bytes)

@@ -102,15 +102,14 @@ fn wait(child: &mut Child) -> io::Result<ExitStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
 
     #[test]
     fn only_the_mount_that_was_meant_is_taken_down() {
         let folder = tempfile::tempdir().expect("folder");
         let place = folder.path().canonicalize().expect("path");
         let below = mount_id_at(&place).expect("id");
-        if rustix::mount::mount("tmpfs", &place, "tmpfs", rustix::mount::MountFlags::empty(), None).is_err() {
-            return; // Only the superuser can try this.
-        }
+        fixtures::tmpfs(&place);
         let id = mount_id_at(&place).expect("id");
         assert_ne!(id, below);
         assert_eq!(detach(&place, below, false).expect("no error"), Detached::NotOurs);
@@ -123,15 +122,10 @@ mod tests {
 
     #[test]
     fn what_fusermount_says_is_understood() {
-        use std::os::fd::AsRawFd;
         let folder = tempfile::tempdir().expect("folder");
         let place = folder.path().canonicalize().expect("path");
-        let Ok(device) = std::fs::File::options().read(true).write(true).open("/dev/fuse") else { return };
-        let options = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd())).expect("no NUL");
-        let flags = rustix::mount::MountFlags::empty();
-        if fusermount().is_none() || rustix::mount::mount("a", &place, "fuse.kitfs", flags, Some(options.as_c_str())).is_err() {
-            return; // Only the superuser can try this.
-        }
+        assert!(fusermount().is_some(), "this test needs {FUSERMOUNT} (Debian: apt install fuse3)");
+        let _device = fixtures::pretended_mount(&place);
         let id = mount_id_at(&place).expect("id");
         let held = rustix::fs::open(&place, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("held");
         assert_eq!(by_fusermount(&place, id, false).expect("no error"), Detached::Busy);

@@ -1,11 +1,14 @@
-//! The fixtures, for tests beside the code.
+//! The fixtures, and mounts without anybody behind them, for tests beside the code.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use bytes::Bytes;
+use rustix::mount::{MountFlags, mount};
 use serde_json::Value;
 
 use crate::admission::{
@@ -197,6 +200,22 @@ impl Case {
     pub(crate) fn blob(&self, descriptor: &Descriptor) -> Verified<Bytes> {
         verified(&descriptor.media_type, self.blobs[&descriptor.digest.to_string()].clone())
     }
+}
+
+/// A mount that looks like one of kitfs, on a device that nobody serves. The tests need to be allowed to mount.
+pub(crate) fn pretended_mount(at: &Path) -> File {
+    let device = File::options().read(true).write(true).open("/dev/fuse").expect("these tests need /dev/fuse");
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let options = std::ffi::CString::new(options).expect("no NUL");
+    mount("reg.example/a:v1", at, "fuse.kitfs", MountFlags::RDONLY, Some(options.as_c_str()))
+        .expect("these tests need to be root, or to have CAP_SYS_ADMIN, in order to mount");
+    device
+}
+
+/// A tmpfs. The tests need to be allowed to mount.
+pub(crate) fn tmpfs(at: &Path) {
+    mount("tmpfs", at, "tmpfs", MountFlags::empty(), None)
+        .expect("these tests need to be root, or to have CAP_SYS_ADMIN, in order to mount");
 }
 
 /// Bytes checked against the digest that they have.

@@ -151,9 +151,7 @@ mod tests {
     fn a_process_is_found_by_each_way_to_hold_a_mount() {
         let folder = tempfile::tempdir().expect("folder");
         let place = folder.path().canonicalize().expect("path");
-        if rustix::mount::mount("tmpfs", &place, "tmpfs", rustix::mount::MountFlags::empty(), None).is_err() {
-            return; // Only the superuser can try this.
-        }
+        crate::fixtures::tmpfs(&place);
         let entry = mountinfo::at(&place).expect("readable").expect("mounted");
         let is_held = |holding: Holding| {
             let name = fs::read_to_string("/proc/self/comm").expect("name").trim_end().to_owned();

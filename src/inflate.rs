@@ -6,7 +6,9 @@
 //! its media type says. After a zstd frame nothing but another one may stand (a skippable one is one), as for `zstd -d` and for Go.
 //!
 //! The decoder of zstd is the C library, which is fuzzed without pause: those in Rust were several times slower when this was written. It is
-//! given a window limit, knows none of the formats from before zstd 0.8, and no dictionary.
+//! given a window limit, knows none of the formats from before zstd 0.8, and no dictionary. Large windows wait for each other (`windows`).
+
+mod windows;
 
 use std::error::Error;
 use std::fmt;
@@ -17,6 +19,7 @@ use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
 use crate::layer::Compression;
 use crate::limits::{EXPANSION_FLOOR_BYTES, EXPANSION_RATIO, ZSTD_WINDOW_LOG};
+use windows::{Room, Wanted, Windows};
 
 /// Bytes that are uncompressed at a time: what zstd puts into one block.
 const CHUNK: usize = 128 << 10;
@@ -133,6 +136,11 @@ pub struct Inflate {
     given_before: u64,
     /// The first bytes of the last zstd frame, in which its header says how large its content is.
     head: Vec<u8>,
+    /// Whether the last zstd frame has the room for its window, or needs none.
+    has_room: bool,
+    /// Room for the largest window so far.
+    room: Option<Room>,
+    windows: &'static Windows,
     /// Parts that were begun.
     parts: u64,
     chunk: Box<[u8]>,
@@ -166,14 +174,14 @@ struct Step {
 impl Inflate {
     /// A decoder for a blob of `size` bytes, as its descriptor says; `None` for one that is not compressed.
     pub fn new(compression: Compression, size: u64) -> Result<Option<Self>, InflateError> {
+        Self::sharing(compression, size, &windows::PROCESS)
+    }
+
+    fn sharing(compression: Compression, size: u64, windows: &'static Windows) -> Result<Option<Self>, InflateError> {
         let decoder = match compression {
             Compression::None => return Ok(None),
             Compression::Gzip => Decoder::Gzip(Decompress::new_gzip(WINDOW_BITS)),
-            Compression::Zstd => {
-                let mut context = DCtx::try_create().ok_or(InflateError::Memory)?;
-                context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(|_| InflateError::Memory)?;
-                Decoder::Zstd(context)
-            }
+            Compression::Zstd => Decoder::Zstd(context()?),
         };
         Ok(Some(Self {
             decoder,
@@ -185,12 +193,15 @@ impl Inflate {
             given: 0,
             given_before: 0,
             head: Vec::new(),
+            has_room: false,
+            room: None,
+            windows,
             parts: 0,
             chunk: vec![0; CHUNK].into_boxed_slice(),
         }))
     }
 
-    /// Takes the next bytes of the blob and gives what they become to `out`.
+    /// Takes the next bytes of the blob and gives what they become to `out`; nothing, once a second, while a large window waits for its turn.
     pub fn write<E: From<InflateError>>(&mut self, mut bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         while let Some(first) = bytes.first() {
             match self.state {
@@ -252,6 +263,7 @@ impl Inflate {
         self.began = self.taken;
         self.given_before = self.given;
         self.head.clear();
+        self.has_room = matches!(self.decoder, Decoder::Gzip(_));
         self.parts += 1;
         Ok(())
     }
@@ -260,7 +272,15 @@ impl Inflate {
     fn decode<E: From<InflateError>>(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<usize, E> {
         let mut used = 0;
         while self.state == State::Inside {
-            let rest = bytes.get(used..).unwrap_or_default();
+            let mut rest = bytes.get(used..).unwrap_or_default();
+            if !self.has_room {
+                // The decoder takes its memory with the last byte of the header: the bytes come one by one until then.
+                rest = rest.get(..1).unwrap_or_default();
+                self.make_room(rest, out)?;
+                if self.has_room {
+                    rest = bytes.get(used..).unwrap_or_default();
+                }
+            }
             let Step { read, made, ended } = self.step(rest)?;
             self.head.extend(rest.iter().take(read).take(FRAME_HEAD - self.head.len()));
             used += read;
@@ -283,6 +303,28 @@ impl Inflate {
             }
         }
         Ok(used)
+    }
+
+    /// Takes room for the window of a frame, if `next` is what its header lacks.
+    fn make_room<E: From<InflateError>>(&mut self, next: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        let begin = [&self.head, next].concat();
+        let bytes = match windows::wanted(&begin) {
+            Wanted::Unknown => return Ok(()),
+            Wanted::Nothing => 0,
+            Wanted::Bytes(bytes) => bytes,
+        };
+        if self.room.as_ref().map_or(0, Room::bytes) < bytes {
+            if self.room.take().is_some() {
+                // The memory of the frames before goes first, and what the decoder has read of this one with it.
+                let mut fresh = context()?;
+                let (mut input, mut output) = (InBuffer::around(&self.head), OutBuffer::around(&mut *self.chunk));
+                fresh.decompress_stream(&mut output, &mut input).map_err(|code| self.wrong_frame(code))?;
+                self.decoder = Decoder::Zstd(fresh);
+            }
+            self.room = Some(self.windows.take(bytes, &mut || out(&[]))?);
+        }
+        self.has_room = true;
+        Ok(())
     }
 
     /// Fills the chunk once, as far as `bytes` goes.
@@ -333,6 +375,13 @@ impl Inflate {
             self.wrong(get_error_name(code).into())
         }
     }
+}
+
+/// A decoder of zstd that keeps to the limits.
+fn context() -> Result<DCtx<'static>, InflateError> {
+    let mut context = DCtx::try_create().ok_or(InflateError::Memory)?;
+    context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(|_| InflateError::Memory)?;
+    Ok(context)
 }
 
 #[cfg(test)]

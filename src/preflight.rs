@@ -198,7 +198,7 @@ fn allows_other(fuse_conf: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
+    use crate::fixtures;
 
     fn at(dir: &Path) -> Preflight<'_> {
         Preflight { dir, allow_other: false, cache_owner: 0, trust_user_cache: false }
@@ -209,9 +209,7 @@ mod tests {
         let home = tempfile::tempdir().expect("folder");
         let run = RunDir::open(&home.path().join("run")).expect("run directory");
         let dir = home.path().join("kit");
-        if File::options().read(true).write(true).open(DEVICE).is_err() {
-            return;
-        }
+        File::options().read(true).write(true).open(DEVICE).expect("this test needs /dev/fuse");
         let refused = |path: &Path| {
             let error = at(path).check(&run).expect_err("refused");
             assert!(error.hint().is_some(), "{error}");
@@ -234,17 +232,10 @@ mod tests {
         let run = RunDir::open(&home.path().join("run")).expect("run directory");
         let dir = home.path().join("kit");
         fs::create_dir(&dir).expect("folder");
-        let Ok(device) = File::options().read(true).write(true).open(DEVICE) else { return };
-        let options = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd())).expect("no NUL");
-        if rustix::mount::mount("reg.example/a:v1", &dir, "fuse.kitfs", rustix::mount::MountFlags::RDONLY, Some(options.as_c_str()))
-            .is_err()
-        {
-            return; // Only the superuser can try this.
-        }
-        drop(device);
+        drop(fixtures::pretended_mount(&dir));
         assert_eq!(at(&dir).check(&run).expect("cleaned up"), dir.canonicalize().expect("path"));
         rustix::mount::mount("tmpfs", &dir, "fuse.kitfs", rustix::mount::MountFlags::empty(), None).expect_err("no device");
-        rustix::mount::mount("tmpfs", &dir, "tmpfs", rustix::mount::MountFlags::empty(), None).expect("mounted");
+        fixtures::tmpfs(&dir);
         assert!(matches!(at(&dir).check(&run), Err(PreflightError::AlreadyMounted { .. })));
         rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH).expect("unmounted");
     }

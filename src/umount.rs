@@ -374,7 +374,9 @@ impl Read for Until<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::mount::{MountFlags, UnmountFlags};
+    use crate::fixtures;
+    use crate::run::Alive;
+    use rustix::mount::UnmountFlags;
     use std::fs::File;
     use std::sync::mpsc;
 
@@ -424,15 +426,6 @@ mod tests {
         }
     }
 
-    /// A mount that looks like one of kitfs, on a device that nobody serves; none if we may not mount.
-    fn pretended(at: &Path) -> Option<(MountEntry, File)> {
-        use std::os::fd::AsRawFd;
-        let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
-        let options = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd())).ok()?;
-        rustix::mount::mount("reg.example/a:v1", at, "fuse.kitfs", MountFlags::RDONLY, Some(options.as_c_str())).ok()?;
-        Some((mountinfo::at(at).expect("readable").expect("mounted"), device))
-    }
-
     fn record(mount: &MountDir, entry: &MountEntry) -> MountRecord {
         MountRecord {
             id: mount.id().to_owned(),
@@ -454,48 +447,69 @@ mod tests {
         }
     }
 
+    /// What is on record of a mount that looks like one of kitfs, and that nobody serves.
+    struct Pretended {
+        // Before the folder: without its device the mount answers, and can be passed over, when a test fails.
+        device: Option<File>,
+        home: tempfile::TempDir,
+        run: RunDir,
+        place: PathBuf,
+        entry: MountEntry,
+        mount: MountDir,
+        alive: Option<Alive>,
+    }
+
+    impl Pretended {
+        fn new(name: &str) -> Self {
+            let (home, run) = run_dir();
+            let place = home.path().canonicalize().expect("path").join(name);
+            std::fs::create_dir(&place).expect("folder");
+            let device = Some(fixtures::pretended_mount(&place));
+            let entry = mountinfo::at(&place).expect("readable").expect("mounted");
+            let (mount, alive) = run.create("1").expect("made");
+            mount.write_record(&record(&mount, &entry)).expect("written");
+            Self { device, home, run, place, entry, mount, alive: Some(alive) }
+        }
+
+        /// Does what a supervisor would when it is asked to unmount.
+        fn detach(&self) -> impl Fn(bool) -> Response + Send + 'static {
+            let (at, id) = (self.place.clone(), self.entry.mount_id);
+            move |lazy| match detach(&at, id, lazy).expect("no error") {
+                Detached::Done => Response::Done,
+                Detached::Busy => Response::Busy,
+                Detached::NotOurs => Response::Failed { message: "not ours".to_owned() },
+            }
+        }
+
+        fn is_gone(&self) -> bool {
+            mountinfo::at(&self.place).expect("readable").is_none()
+        }
+    }
+
     #[test]
     fn the_mount_of_a_dead_supervisor_is_cleaned_up_even_if_its_device_is_dead() {
-        let (home, run) = run_dir();
-        let place = home.path().canonicalize().expect("path").join("a kit");
-        std::fs::create_dir(&place).expect("folder");
-        let Some((entry, device)) = pretended(&place) else { return };
-        let (mount, alive) = run.create("1").expect("made");
-        mount.write_record(&record(&mount, &entry)).expect("written");
-        drop(device);
-        drop(alive);
-        while mount.is_alive().expect("known") {
+        let mut dead = Pretended::new("a kit");
+        drop((dead.device.take(), dead.alive.take()));
+        while dead.mount.is_alive().expect("known") {
             thread::yield_now();
         }
-        umount(&place, false, &run).expect("cleaned up");
-        assert_eq!(mountinfo::at(&place).expect("readable"), None);
-        assert!(!mount.path().exists());
+        umount(&dead.place, false, &dead.run).expect("cleaned up");
+        assert!(dead.is_gone());
+        assert!(!dead.mount.path().exists());
         // Once more, without any record.
-        let (_, device) = pretended(&place).expect("mounted");
-        drop(device);
-        umount(&home.path().join("./a kit/"), false, &run).expect("taken down");
-        assert_eq!(mountinfo::at(&place).expect("readable"), None);
+        drop(fixtures::pretended_mount(&dead.place));
+        umount(&dead.home.path().join("./a kit/"), false, &dead.run).expect("taken down");
+        assert!(dead.is_gone());
     }
 
     #[test]
     fn a_supervisor_is_asked_and_a_busy_mount_names_its_holders() {
-        let (home, run) = run_dir();
-        let place = home.path().canonicalize().expect("path").join("kit");
-        std::fs::create_dir(&place).expect("folder");
-        let Some((entry, _device)) = pretended(&place) else { return };
-        let (mount, _alive) = run.create("1").expect("made");
-        mount.write_record(&record(&mount, &entry)).expect("written");
-        let id = entry.mount_id;
-        let at = place.clone();
-        serve(listen(&mount).expect("socket"), move |Request::Umount { lazy }| match detach(&at, id, lazy).expect("no error") {
-            Detached::Done => Response::Done,
-            Detached::Busy => Response::Busy,
-            Detached::NotOurs => Response::Failed { message: "not ours".to_owned() },
-        })
-        .expect("thread");
+        let pretended = Pretended::new("kit");
+        let detach = pretended.detach();
+        serve(listen(&pretended.mount).expect("socket"), move |Request::Umount { lazy }| detach(lazy)).expect("thread");
         // Holds the mount without a request to its device.
-        let held = rustix::fs::open(&place, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("held");
-        match umount(&place, false, &run) {
+        let held = rustix::fs::open(&pretended.place, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("held");
+        match umount(&pretended.place, false, &pretended.run) {
             Err(UmountError::Busy { holders, mounts, .. }) => {
                 assert!(
                     holders.iter().any(|holder| holder.pid == std::process::id() && matches!(holder.holding, Holding::Descriptor(_))),
@@ -506,47 +520,34 @@ mod tests {
             other => panic!("{other:?}"),
         }
         drop(held);
-        let remaining = umount_all(true, &run).expect("listed");
-        assert!(matches!(remaining.as_slice(), [(path, Ok(_))] if *path == place), "{remaining:?}");
-        assert_eq!(mountinfo::at(&place).expect("readable"), None);
-        assert!(umount_all(false, &run).expect("listed").is_empty());
+        let remaining = umount_all(true, &pretended.run).expect("listed");
+        assert!(matches!(remaining.as_slice(), [(path, Ok(_))] if *path == pretended.place), "{remaining:?}");
+        assert!(pretended.is_gone());
+        assert!(umount_all(false, &pretended.run).expect("listed").is_empty());
     }
 
     #[test]
     fn a_mount_that_nobody_holds_any_more_is_asked_for_again() {
-        let (home, run) = run_dir();
-        let place = home.path().canonicalize().expect("path").join("kit");
-        std::fs::create_dir(&place).expect("folder");
-        let Some((entry, _device)) = pretended(&place) else { return };
-        let (mount, _alive) = run.create("1").expect("made");
-        mount.write_record(&record(&mount, &entry)).expect("written");
-        let (at, id, asked) = (place.clone(), entry.mount_id, std::sync::atomic::AtomicU32::new(0));
-        serve(listen(&mount).expect("socket"), move |Request::Umount { lazy }| {
+        let pretended = Pretended::new("kit");
+        let (detach, asked) = (pretended.detach(), std::sync::atomic::AtomicU32::new(0));
+        serve(listen(&pretended.mount).expect("socket"), move |Request::Umount { lazy }| {
             match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
                 0 => Response::Busy,
-                _ => match detach(&at, id, lazy).expect("no error") {
-                    Detached::Done => Response::Done,
-                    other => Response::Failed { message: format!("{other:?}") },
-                },
+                _ => detach(lazy),
             }
         })
         .expect("thread");
-        umount(&place, false, &run).expect("taken down");
-        assert_eq!(mountinfo::at(&place).expect("readable"), None);
+        umount(&pretended.place, false, &pretended.run).expect("taken down");
+        assert!(pretended.is_gone());
     }
 
     #[test]
     fn a_supervisor_that_does_not_answer_is_named_and_passed_by_with_lazy() {
-        let (home, run) = run_dir();
-        let place = home.path().canonicalize().expect("path").join("kit");
-        std::fs::create_dir(&place).expect("folder");
-        let Some((entry, _device)) = pretended(&place) else { return };
-        let (mount, _alive) = run.create("1").expect("made");
-        mount.write_record(&record(&mount, &entry)).expect("written");
-        let error = umount(&place, false, &run).expect_err("nobody listens");
+        let pretended = Pretended::new("kit");
+        let error = umount(&pretended.place, false, &pretended.run).expect_err("nobody listens");
         assert!(matches!(error, UmountError::Unanswered { pid, .. } if pid == std::process::id()), "{error:?}");
-        umount(&place, true, &run).expect("detached");
-        assert_eq!(mountinfo::at(&place).expect("readable"), None);
-        assert!(rustix::mount::unmount(&place, UnmountFlags::DETACH).is_err());
+        umount(&pretended.place, true, &pretended.run).expect("detached");
+        assert!(pretended.is_gone());
+        assert!(rustix::mount::unmount(&pretended.place, UnmountFlags::DETACH).is_err());
     }
 }

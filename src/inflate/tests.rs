@@ -248,3 +248,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn large_windows_wait_for_each_other_and_small_ones_do_not() {
+    static WINDOWS: Windows = Windows::new(1 << ZSTD_WINDOW_LOG);
+    let stream = || Inflate::sharing(Compression::Zstd, 1 << 20, &WINDOWS).expect("memory").expect("compressed");
+    let window = |log: u8| frame(&[0, (log - 10) << 3]);
+    // Byte by byte, as the worst source would.
+    let write = |inflate: &mut Inflate, bytes: &[u8], waits: bool| {
+        let mut made = Vec::new();
+        let mut all = |piece: &[u8]| {
+            made.extend_from_slice(piece);
+            if piece.is_empty() && !waits { Err(InflateError::Memory) } else { Ok(()) }
+        };
+        bytes.chunks(1).try_for_each(|byte| inflate.write::<InflateError>(byte, &mut all)).map(|()| made)
+    };
+    let (mut first, mut second, mut small) = (stream(), stream(), stream());
+    // Both halves fit; a third one would not, and a small one is nobody's affair.
+    assert_eq!(write(&mut first, &window(26), false).expect("room"), b"x");
+    assert_eq!(write(&mut second, &window(26), false).expect("room"), b"x");
+    assert_eq!(write(&mut small, &window(23), false).expect("no room needed"), b"x");
+    assert!(matches!(write(&mut stream(), &window(24), false), Err(InflateError::Memory)), "there is nothing left");
+    // What a stream has serves its next frames. One that wants more gives back what it has and then waits: so do two of them, and none for ever.
+    assert_eq!(write(&mut first, &window(25), false).expect("room"), b"x");
+    std::thread::scope(|scope| {
+        let grow = |mut inflate: Inflate| write(&mut inflate, &window(27), true);
+        let growing = [scope.spawn(move || grow(first)), scope.spawn(move || grow(second))];
+        for stream in growing {
+            assert_eq!(stream.join().expect("no panic").expect("its turn"), b"x");
+        }
+    });
+}

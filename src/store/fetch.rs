@@ -194,7 +194,9 @@ fn stream(
             let next = runtime.block_on(async { tokio::time::timeout(tick, blob.next()).await });
             match next {
                 Ok(None) => break,
-                Ok(Some(Ok(chunk))) => ingest.write(chunk)?,
+                Ok(Some(Ok(chunk))) => ingest.write(chunk, &mut |seen| {
+                    reporter.tick(seen);
+                })?,
                 Ok(Some(Err(error))) => {
                     ingest.suspend();
                     return Err(StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(error) });

@@ -110,14 +110,14 @@ impl<'store> Ingest<'store> {
         Ok(Some(Self { store, spec, check, pipe: Pipe::Plain, splitter, cut, stream_size, defect: None, work }))
     }
 
-    /// Takes the next bytes of the blob.
-    pub(super) fn write(&mut self, mut chunk: Unverified<Bytes>) -> Result<(), StoreError> {
+    /// Takes the next bytes of the blob. `alive` is called with how many there are while a decoder waits for memory.
+    pub(super) fn write(&mut self, mut chunk: Unverified<Bytes>, alive: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
         let layer = self.spec.descriptor.digest;
         while !chunk.is_empty() {
             let piece = chunk.split_to(limits::PIECE_BYTES);
             let piece = self.check.admit(piece).map_err(|mismatch| StoreError::content(layer, mismatch))?;
             if self.defect.is_none() {
-                match self.take(&piece) {
+                match self.take(&piece, alive) {
                     Err(error @ StoreError::Refused { .. }) => self.defect = Some(error),
                     other => other?,
                 }
@@ -192,8 +192,9 @@ impl<'store> Ingest<'store> {
         Ok(Some(VerifiedLayer::new(store, parts)))
     }
 
-    fn take(&mut self, piece: &Bytes) -> Result<(), StoreError> {
+    fn take(&mut self, piece: &Bytes, alive: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
         let layer = self.spec.descriptor.digest;
+        let seen = self.check.seen();
         let Self { spec, pipe, splitter, cut, stream_size, .. } = self;
         match pipe {
             Pipe::Plain => {
@@ -203,6 +204,10 @@ impl<'store> Ingest<'store> {
             }
             Pipe::Compressed(inflate, content) => {
                 let outcome = inflate.write::<PipeError>(piece, &mut |made| {
+                    if made.is_empty() {
+                        alive(seen);
+                        return Ok(());
+                    }
                     *stream_size += made.len() as u64;
                     let made = Bytes::copy_from_slice(made);
                     content.update(made.clone());

@@ -13,6 +13,8 @@
 mod exceptions;
 mod generate;
 mod readers;
+#[path = "../../fuzz/sink.rs"]
+mod sink;
 
 use std::collections::BTreeMap;
 use std::path::Path;

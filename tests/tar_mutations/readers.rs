@@ -1,20 +1,18 @@
 //! What each reader sees in an archive, as far as it matters for a mount.
 
-use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kitfs::archive::{Kind, NewEntry, Output, Place, SplitError, Splitter};
+use kitfs::archive::{Kind, NewEntry};
 use kitfs::digest::{Algorithm, Digest};
-use kitfs::index::{FileFacts, IndexBuilder, Stored};
 use kitfs::path::RelPath;
 use serde_json::Value;
 
 use crate::generate::BLOCK;
+use crate::sink::Sink;
 
 /// An entry of an archive.
 #[derive(Clone, PartialEq)]
@@ -107,78 +105,21 @@ pub struct Subject {
     pub end: usize,
 }
 
-#[derive(Default)]
-struct Sink {
-    entries: Vec<NewEntry>,
-    pack: Vec<u8>,
-    data: BTreeMap<u32, Vec<u8>>,
-    open: u32,
-}
-
-impl Output for Sink {
-    fn pack(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.pack.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn open_data(&mut self, ordinal: u32, _: u64) -> io::Result<()> {
-        self.open = ordinal;
-        self.data.insert(ordinal, Vec::new());
-        Ok(())
-    }
-
-    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.data.entry(self.open).or_default().extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn close_data(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn entry(&mut self, entry: &NewEntry) -> Result<(), SplitError> {
-        self.entries.push(entry.clone());
-        Ok(())
-    }
-}
-
 /// What a mount would show: the archive is cut and its index built, as when a layer is stored.
 pub fn ours(bytes: &[u8]) -> Result<Vec<(Seen, u64)>, String> {
-    let refused = |error: &dyn std::error::Error| error.to_string();
     // So that some files are cut out and others stay.
-    let (mut sink, mut splitter) = (Sink::default(), Splitter::new(512));
-    splitter.write(bytes, &mut sink).map_err(|error| refused(&error))?;
-    let split = splitter.finish(&mut sink).map_err(|error| refused(&error))?;
-    let mut builder = IndexBuilder::new(tempfile::tempfile().expect("a file"));
-    for entry in &sink.entries {
-        builder.add(entry).map_err(|error| refused(&error))?;
-    }
-    let facts = |size: usize| FileFacts { size: size as u64, mode: 0o444, ctime_sec: 0, ctime_nsec: 0 };
-    let layer = Digest::of(Algorithm::Sha256, bytes);
-    let (pack, size) = (facts(sink.pack.len()), bytes.len() as u64);
-    assert_eq!(split.stream_size, size);
-    let stored = Stored { layer, blob_size: size, uncompressed: Some(layer), uncompressed_size: size, pack };
-    let out = tempfile::tempfile().expect("a file");
-    let built = builder.finish(&out, &stored, &mut |ordinal| Ok(facts(sink.data[&ordinal].len())));
-    match built {
-        Err(error) if error.is_refusal() => return Err(refused(&error)),
-        other => other.unwrap_or_else(|error| panic!("{error}")),
-    }
+    let sink = Sink::cut(bytes, 512, bytes.len().max(1)).map_err(|error| error.to_string())?;
+    sink.index(bytes).map_err(|error| error.to_string())?;
     Ok(sink.entries.iter().map(|entry| (seen(entry, &sink), entry.stream_offset)).collect())
 }
 
 fn seen(entry: &NewEntry, sink: &Sink) -> Seen {
-    let content = match entry.place {
-        Place::None => &[][..],
-        Place::Packed { offset } => &sink.pack[offset as usize..][..entry.size as usize],
-        Place::Data { ordinal } => sink.data[&ordinal].as_slice(),
-    };
     Seen {
         name: entry.path.as_bytes().to_vec(),
         kind: if entry.kind == Kind::File { "file" } else { "folder" }.into(),
         mode: entry.mode & 0o777,
         size: entry.size,
-        content: Digest::of(Algorithm::Sha256, content),
+        content: Digest::of(Algorithm::Sha256, sink.content(entry)),
     }
 }
 
