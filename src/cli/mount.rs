@@ -32,6 +32,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         trust_user_cache: arguments.trust_user_cache,
     };
     let mountpoint = preflight.check(&run_dir)?;
+    session.keep_to(&arguments.cache)?;
     let pinned = session.resolve(&arguments.reference, &arguments.wanted)?;
 
     let systemd = arguments.foreground.then(Ready::foreground);

@@ -8,6 +8,7 @@ use super::{Session, print};
 
 pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
     let session = Session::open(&arguments.sources)?;
+    session.keep_to(&arguments.cache)?;
     let mut exit = Exit::Done;
     for reference in &arguments.references {
         // One that fails does not keep the others from coming; the exit code is that of the worst.
