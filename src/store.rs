@@ -19,6 +19,7 @@
 //!                           visible  in which boot it was stored, and the digest of its uncompressed content
 //!                           durable  says that all of the above is on disk
 //!            ingest/<layer>.<random>/  a layer that is being stored: the same files, and `begun` (boot and version)
+//!            pinned/<layer>          an empty file: the layer is not evicted, whether it is here or not
 //!            trash/                  what was withdrawn and is being removed
 //!            blobs/<digest>          manifests and configs
 //!            references/<digest of the reference>  what it was last resolved to
@@ -124,6 +125,7 @@ struct Inner {
     layers: Dir,
     ingest: Dir,
     trash: Dir,
+    pinned: Dir,
     blobs: Dir,
     references: Dir,
     uid: u32,
@@ -185,6 +187,7 @@ impl Store {
             index: sub("index")?,
             layers: sub("layers")?,
             trash: sub("trash")?,
+            pinned: sub("pinned")?,
             blobs: sub("blobs")?,
             references: sub("references")?,
             ingest,
@@ -246,6 +249,25 @@ impl Store {
     /// How many bytes the cache may hold now.
     pub fn limit(&self) -> Result<u64, StoreError> {
         evict::limit(&self.0)
+    }
+
+    /// Keeps the layer from being evicted, whether it is here already or comes later.
+    pub fn pin(&self, layer: &LayerKey) -> Result<(), StoreError> {
+        self.0.pinned.lock_file(&layer.file_name()).map(drop)?;
+        self.0.pinned.sync()
+    }
+
+    /// Lets the layer be evicted again; false if it was not pinned.
+    pub fn unpin(&self, layer: &LayerKey) -> Result<bool, StoreError> {
+        let name = layer.file_name();
+        let was = self.0.pinned.stat(&name)?.is_some();
+        self.0.pinned.unlink(&name)?;
+        Ok(was)
+    }
+
+    /// The layers that are pinned.
+    pub fn pinned(&self) -> Result<Vec<LayerKey>, StoreError> {
+        Ok(self.0.pinned.list()?.iter().filter_map(|name| LayerKey::from_file_name(name)).collect())
     }
 
     /// The layers that are here, the one that was not used for longest first.

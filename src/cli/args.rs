@@ -223,6 +223,9 @@ pub(crate) struct Pull {
     /// The kits: HOST/REPOSITORY:TAG, oci:DIR, oci-archive:FILE or kitops:REF
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
+    /// Never evict these layers, until `kitfs cache unpin`
+    #[arg(long, env = "KITFS_PIN", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) pin: bool,
     #[command(flatten)]
     pub(crate) cache: CacheLimit,
     #[command(flatten)]
@@ -345,6 +348,8 @@ pub(crate) enum CacheCommand {
     Ls(CacheList),
     /// Remove what nobody uses until the cache keeps to its limit, and what was left behind by processes that died
     Prune(CachePrune),
+    /// Let the layers of kits be evicted again that `kitfs pull --pin` pinned, also those that they share with other kits
+    Unpin(CacheUnpin),
     /// Print where it is
     Path(CachePath),
 }
@@ -368,6 +373,20 @@ pub(crate) struct CachePrune {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) cache: CacheDir,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CacheUnpin {
+    /// The kits
+    #[arg(value_name = "REF", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) references: Vec<String>,
+    /// Unpin every layer, of whatever kit
+    #[arg(long, env = "KITFS_ALL", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) wanted: Wanted,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
 }
 
 #[derive(Debug, Clone, Args)]

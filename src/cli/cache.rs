@@ -5,16 +5,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::args::{Cache, CacheCommand, CacheList, CachePath, CachePrune};
+use super::args::{Cache, CacheCommand, CacheList, CachePath, CachePrune, CacheUnpin};
 use super::error::CliError;
 use super::report::{self, Exit};
-use super::{cache_dir, print};
+use super::{Session, cache_dir, print};
 use crate::store::{Resident, Store};
 
 pub(super) fn run(arguments: &Cache) -> Result<Exit, CliError> {
     match &arguments.command {
         CacheCommand::Ls(arguments) => list(arguments),
         CacheCommand::Prune(arguments) => prune(arguments),
+        CacheCommand::Unpin(arguments) => unpin(arguments),
         CacheCommand::Path(arguments) => path(arguments),
     }
 }
@@ -30,7 +31,12 @@ fn list(arguments: &CacheList) -> Result<Exit, CliError> {
     let mut text = String::new();
     for layer in &layers {
         let use_ = if layer.in_use { "in use" } else { &ago(layer.last_use) };
-        text.push_str(&format!("{}  {:>10}  {use_}\n", layer.layer, BinaryBytes(layer.size).to_string()));
+        text.push_str(&format!(
+            "{}  {:>10}  {use_}{}\n",
+            layer.layer,
+            BinaryBytes(layer.size).to_string(),
+            if layer.pinned { ", pinned" } else { "" }
+        ));
     }
     text.push_str(&format!("{} layers, {} of {}\n", layers.len(), BinaryBytes(used), BinaryBytes(limit)));
     print(text.as_bytes())
@@ -44,6 +50,19 @@ fn prune(arguments: &CachePrune) -> Result<Exit, CliError> {
     print(format!("{} layers removed, {}\n", evicted.layers, BinaryBytes(evicted.bytes)).as_bytes())
 }
 
+fn unpin(arguments: &CacheUnpin) -> Result<Exit, CliError> {
+    let session = Session::open(&arguments.sources)?;
+    let mut layers = if arguments.all { session.store.pinned()? } else { Vec::new() };
+    for reference in &arguments.references {
+        layers.extend(session.resolve(reference, &arguments.wanted)?.lineage.layers.iter().map(|layer| layer.spec.key()));
+    }
+    let mut unpinned = 0;
+    for layer in layers {
+        unpinned += u64::from(session.store.unpin(&layer)?);
+    }
+    print(format!("{unpinned} layers unpinned\n").as_bytes())
+}
+
 fn path(arguments: &CachePath) -> Result<Exit, CliError> {
     let dir = cache_dir(&arguments.cache)?;
     if arguments.json {
@@ -54,7 +73,7 @@ fn path(arguments: &CachePath) -> Result<Exit, CliError> {
 
 fn as_json(layer: &Resident) -> Value {
     let last_use = layer.last_use.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    json!({ "layer": layer.layer.file_name(), "bytes": layer.size, "last_use": last_use, "in_use": layer.in_use })
+    json!({ "layer": layer.layer.file_name(), "bytes": layer.size, "last_use": last_use, "in_use": layer.in_use, "pinned": layer.pinned })
 }
 
 /// How long ago something was, in the largest unit that says something.

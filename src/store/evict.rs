@@ -34,6 +34,8 @@ pub struct Resident {
     pub last_use: SystemTime,
     /// Somebody has it open, or it is not safely on disk yet.
     pub in_use: bool,
+    /// It was said that it stays.
+    pub pinned: bool,
 }
 
 /// What was evicted.
@@ -101,7 +103,8 @@ pub(super) fn make_room(store: &Inner, claim: &Claim, evict: bool) -> Result<Roo
     let victims = victims(store, &survey, over, short)?;
     let found: u64 = victims.iter().map(|victim| victim.size).sum();
     if found < short {
-        let held = survey.residents.iter().filter(|resident| resident.in_use).map(|resident| resident.size).sum::<u64>();
+        let held =
+            survey.residents.iter().filter(|resident| resident.in_use && !resident.pinned).map(|resident| resident.size).sum::<u64>();
         return Ok(Room::Full { error: full(survey.free.saturating_add(found)), held: found.saturating_add(held) >= short });
     }
     if found < over {
@@ -137,7 +140,8 @@ pub(super) fn residents(store: &Inner) -> Result<Vec<Resident>, StoreError> {
         let Some(layer) = LayerKey::from_file_name(&name) else { continue };
         let Some(dir) = store.layers.open_dir(&name)? else { continue };
         let in_use = UseLock::is_held(&store.locks, &layer)? || is_unsettled(&dir)?;
-        residents.push(Resident { layer, size: allocated(&dir)?, last_use: UseLock::last_use(&store.locks, &layer)?, in_use });
+        let (size, last_use) = (allocated(&dir)?, UseLock::last_use(&store.locks, &layer)?);
+        residents.push(Resident { layer, size, last_use, in_use, pinned: store.pinned.stat(&name)?.is_some() });
     }
     residents.sort_by_key(|resident| (resident.last_use, resident.layer));
     Ok(residents)
@@ -233,7 +237,7 @@ fn victims(store: &Inner, survey: &Survey, over: u64, short: u64) -> Result<Vec<
     let is_warm = |resident: &Resident| resident.last_use.elapsed().is_ok_and(|since| since < grace);
     for resident in &survey.residents {
         let wanted = if is_warm(resident) { short } else { over.max(short) };
-        if found >= wanted || resident.in_use {
+        if found >= wanted || resident.in_use || resident.pinned {
             continue;
         }
         let name = resident.layer.file_name();

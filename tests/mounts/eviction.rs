@@ -103,3 +103,27 @@ fn a_cache_may_be_smaller_than_its_kit(mode: Mode) {
     let listed = json(&host, &["cache", "ls", "--json"]);
     assert!(listed["layers"].as_array().is_some_and(|layers| layers.len() < names.len()), "{listed}");
 }
+
+#[test]
+fn a_cache_is_looked_after_by_hand() {
+    let host = Host::new(Mode::Cached);
+    let registry = Registry::start();
+    let reference = parts(&["a", "b"], 2 * MIB).serve(&registry, "acme/kit", "v1");
+    let pull = |options: &[&str]| host.kitfs(&[&["pull", "--plain-http"], options, &[reference.as_str()]].concat()).ok();
+    assert_eq!(pull(&["--cache-size", "1GiB", "--pin"]).stderr.matches("may hold").count(), 0);
+    let said = pull(&["--cache-size", "2GiB"]).stderr;
+    assert!(said.contains("may hold 2GiB from now on, it was 1GiB"), "{said}");
+    let wrong = host.kitfs(&["pull", "--cache-size", "2gb", &reference]);
+    assert!(wrong.code() == 2 && wrong.stderr.contains("GiB"), "{wrong:?}");
+    assert_eq!(json(&host, &["cache", "path", "--json"])["path"], host.cache().to_str().expect("ASCII"));
+    let listed = json(&host, &["cache", "ls", "--json"]);
+    assert_eq!(listed["limit"], 2_u64 << 30);
+    let layers = listed["layers"].as_array().expect("a list");
+    assert!(layers.len() == 2 && layers.iter().all(|layer| layer["pinned"] == true), "{listed}");
+    assert_eq!(pruned(&host), 0);
+    assert!(host.kitfs(&["cache", "ls"]).ok().stdout.contains(", pinned\n"));
+    let unpinned = host.kitfs(&["cache", "unpin", "--plain-http", &reference]).ok().stdout;
+    assert_eq!(unpinned, "2 layers unpinned\n");
+    await_unused(&host);
+    assert_eq!(pruned(&host), 2);
+}

@@ -105,6 +105,21 @@ fn what_is_open_stays_and_files_outlive_their_layer() {
 }
 
 #[test]
+fn what_is_pinned_stays_until_it_is_not() {
+    let bench = Bench::new();
+    bench.store.set_limit(CacheSize::Bytes(1)).expect("room");
+    let sample = plain(40);
+    bench.store.pin(&sample.spec.key()).expect("before it is here");
+    bench.store.pin(&sample.spec.key()).expect("once more");
+    let sample = stored(&bench, 40, 100);
+    assert_eq!(bench.store.prune(true).expect("pruned"), Evicted::default());
+    assert!(bench.store.residents().expect("readable").iter().all(|resident| resident.pinned && !resident.in_use));
+    assert_eq!(bench.store.pinned().expect("readable"), [sample.spec.key()]);
+    assert_eq!([0; 2].map(|_| bench.store.unpin(&sample.spec.key()).expect("ours")), [true, false]);
+    assert_eq!(bench.store.prune(true).expect("pruned").layers, 1);
+}
+
+#[test]
 fn one_larger_than_the_limit_comes_all_the_same() {
     let bench = Bench::new();
     bench.store.set_limit(CacheSize::Bytes(1 << 20)).expect("room");
