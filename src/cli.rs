@@ -5,6 +5,7 @@
 #![expect(clippy::result_large_err, reason = "a command has one error, and then it ends")]
 
 mod args;
+mod cache;
 mod error;
 mod explain;
 mod fetch;
@@ -24,7 +25,7 @@ mod verify_bundle;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -35,7 +36,7 @@ use crate::oci::Reference;
 use crate::resolve::{self, Access, Pinned, PinnedBy};
 use crate::source::SourceOptions;
 use crate::store::Store;
-use args::{Cli, Command, Sources, Wanted};
+use args::{CacheDir, CacheLimit, Cli, Command, Sources, Wanted};
 use error::CliError;
 use report::Exit;
 
@@ -66,6 +67,7 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::VerifyBundle(arguments) => verify_bundle::run(&arguments),
         Command::Trust(arguments) => trust::run(&arguments),
+        Command::Cache(arguments) => cache::run(&arguments),
         Command::Policy(arguments) => policy::run(&arguments),
         Command::Completions(arguments) => print(&manual::completions(arguments.shell)),
         Command::Man => print(&manual::page().map_err(CliError::Output)?),
@@ -92,9 +94,7 @@ struct Session {
 
 impl Session {
     fn open(sources: &Sources) -> Result<Self, CliError> {
-        let dir = sources.cache_dir().ok_or(CliError::NoCacheDir)?;
-        // A relative folder is the caller's; what stays in the background stands elsewhere.
-        let dir = std::path::absolute(&dir).map_err(|source| CliError::Folder { path: dir, source })?;
+        let dir = cache_dir(&sources.cache)?;
         let ca_cert = sources.ca_cert.clone();
         let ca_cert = ca_cert.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
         // Said in the mount's plan, so that its worker looks where this command did.
@@ -107,6 +107,16 @@ impl Session {
             options: SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home },
             runtime: runtime.map_err(CliError::Runtime)?,
         })
+    }
+
+    /// Lets the cache hold as much as was said, if anything was.
+    fn keep_to(&self, limit: &CacheLimit) -> Result<(), CliError> {
+        if let Some(size) = limit.cache_size
+            && let Some(before) = self.store.set_limit(size)?
+        {
+            report::note(&format!("the cache at {} may hold {size} from now on, it was {before}", self.store.dir().display()));
+        }
+        Ok(())
     }
 
     /// Resolves a reference and what it refers to for whoever only looks at kits, and leaves of it what is wanted.
@@ -140,6 +150,13 @@ fn remark(reference: &Reference, pinned: &Pinned) {
         let (part, path) = (member.part().name(), member.root().text());
         report::warning(&format!("{} is referred to for the {part} at `{path}`, and has nothing of it", member.name));
     }
+}
+
+/// Where the cache is.
+fn cache_dir(cache: &CacheDir) -> Result<PathBuf, CliError> {
+    let dir = cache.path().ok_or(CliError::NoCacheDir)?;
+    // A relative folder is the caller's; what stays in the background stands elsewhere.
+    std::path::absolute(&dir).map_err(|source| CliError::Folder { path: dir, source })
 }
 
 /// All of a file that was named, up to one byte more than `limit`, so that whoever reads it can tell.

@@ -226,7 +226,16 @@ impl Fetcher {
         let (spec, source) = &self.layers[usize::from(slot) - 1];
         let started = Instant::now();
         let unconnected = |source| StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(source) };
-        let outcome = self.connection(*source).map_err(unconnected).and_then(|(source, handle)| self.store.ensure(spec, &source, &handle));
+        let outcome = self.connection(*source).map_err(unconnected).and_then(|(source, handle)| {
+            if demanded {
+                return self.store.ensure(spec, &source, &handle);
+            }
+            match self.store.prefetch(spec, &source, &handle) {
+                // In the meantime somebody waits for it: now others may have to go.
+                Err(error) if is_full(&error) && self.lock().state(slot).awaited => self.store.ensure(spec, &source, &handle),
+                other => other,
+            }
+        });
         let error = outcome.as_ref().err().map(|error| (error.class(), chain(error), error.retry_at()));
         let failed = self.lock().end(slot, demanded, error);
         let digest = spec.descriptor.digest;
@@ -324,6 +333,10 @@ impl Inner {
         state.failed = Some((failed.clone(), if awaited { until } else { Instant::now() }));
         Some(failed)
     }
+}
+
+fn is_full(error: &StoreError) -> bool {
+    matches!(error.class(), ErrorClass::Disk(libc::ENOSPC))
 }
 
 /// A failure and when its back-off ends: 30 s doubling to 10 min, but seconds for what frees itself (a full disk, no descriptors).

@@ -347,6 +347,8 @@ pub const FETCHERS_PER_LAYER: usize = 3;
 /// Seconds that the lock of the whole cache or the use lock of one layer is waited for. They are held for a rename, never for I/O, so whoever
 /// holds one longer is stopped.
 pub const DECISION_SECONDS: u64 = 10;
+/// Seconds that whoever makes room is waited for. He unlinks while others wait, because there is no room before that: a file of 100 GB takes seconds.
+pub const EVICT_SECONDS: u64 = 60;
 /// Descriptors kept from writing to syncing in one ingest, so that a write-back error cannot be missed. A layer with more data files
 /// is read back and hashed instead.
 pub const SYNC_DESCRIPTORS: usize = 256;
@@ -367,6 +369,21 @@ pub const ATTACHED_RECORD_BYTES: u64 = 256 << 10;
 pub const MISMATCHES: u32 = 2;
 /// Rounds of looking, re-verifying and fetching in one call of [`crate::store::Store::ensure`]. Two are enough unless somebody keeps touching the files.
 pub const ENSURE_ROUNDS: u32 = 5;
+
+/// Hundredths of the filesystem that a cache may fill where nobody says anything. A full disk harms more than the cache.
+pub const CACHE_DEFAULT_PERCENT: u8 = 90;
+/// Characters of a wrong `--cache-size` that its error shows.
+pub const CACHE_SIZE_SHOWN: usize = 40;
+/// Seconds after its last use in which a layer is not evicted, unless the disk is short of room: a reader that opens file after file would fetch it anew each
+/// time.
+pub const USE_GRACE_SECONDS: u64 = 10;
+/// How often room is made for a layer that proves larger than was thought, as compressed ones do: 64 MiB at first, and
+/// each time twice as much.
+pub const ROOM_ATTEMPTS: u32 = 8;
+
+/// Seconds that a layer waits for others to be let go when the disk is short of room: a worker holds a layer for [`HANDLE_GRACE`] after its last file was
+/// closed, and its supervisor a moment longer.
+pub const ROOM_WAIT_SECONDS: u64 = 15;
 
 // ---- cli
 

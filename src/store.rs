@@ -8,7 +8,9 @@
 //!
 //! ```text
 //! <cache>/lock                       decisions about what is in its place
-//!         v1/locks/<layer>.use       flock, shared, of everybody who has the layer open
+//!         limit                      how large the cache may become, as it was last said
+//!         v1/locks/<layer>.use       flock, shared, of everybody who has the layer open; its time is when that was last so
+//!            locks/evict             flock of whoever makes room
 //!            locks/<layer>.ingest    flock of whoever fetches or verifies it; holds the progress record
 //!            locks/<layer>.ingest.N  the same, for one who works beside a silent one (N = 1, 2)
 //!            index/<layer>           the index, mapped; outlives the layer
@@ -17,6 +19,7 @@
 //!                           visible  in which boot it was stored, and the digest of its uncompressed content
 //!                           durable  says that all of the above is on disk
 //!            ingest/<layer>.<random>/  a layer that is being stored: the same files, and `begun` (boot and version)
+//!            pinned/<layer>          an empty file: the layer is not evicted, whether it is here or not
 //!            trash/                  what was withdrawn and is being removed
 //!            blobs/<digest>          manifests and configs
 //!            references/<digest of the reference>  what it was last resolved to
@@ -63,6 +66,7 @@ mod dir;
 mod documents;
 mod durable;
 mod error;
+mod evict;
 mod fetch;
 mod flight;
 mod host;
@@ -70,6 +74,7 @@ mod ingest;
 mod layer;
 mod locks;
 mod progress;
+mod quota;
 mod recall;
 mod recheck;
 mod replay;
@@ -95,8 +100,10 @@ use crate::verify::Verified;
 
 pub use attached::KeptManifest;
 pub use error::StoreError;
+pub use evict::{Evicted, Resident};
 pub use layer::{Content, Held, VerifiedLayer};
 pub use progress::{Activity, Progress};
+pub use quota::{CacheSize, CacheSizeError};
 pub use recall::Recall;
 
 use dir::Dir;
@@ -121,6 +128,7 @@ struct Inner {
     layers: Dir,
     ingest: Dir,
     trash: Dir,
+    pinned: Dir,
     blobs: Dir,
     references: Dir,
     attached: Dir,
@@ -183,6 +191,7 @@ impl Store {
             index: sub("index")?,
             layers: sub("layers")?,
             trash: sub("trash")?,
+            pinned: sub("pinned")?,
             blobs: sub("blobs")?,
             references: sub("references")?,
             attached: sub("attached")?,
@@ -230,6 +239,52 @@ impl Store {
     /// one; errors of the disk are everybody's. A blob that does not match is fetched once more from scratch.
     pub fn ensure(&self, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: &Handle) -> Result<VerifiedLayer, StoreError> {
         fetch::ensure(&self.0, spec, source, runtime)
+    }
+
+    /// [`Store::ensure`] for a layer that nobody waits for: no other one is evicted for it. Where that would be needed it is an error, as on a full disk.
+    pub fn prefetch(&self, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: &Handle) -> Result<VerifiedLayer, StoreError> {
+        fetch::prefetch(&self.0, spec, source, runtime)
+    }
+
+    /// Sets how large the cache may become, for all who share it. Says what it was, if somebody had said something else.
+    pub fn set_limit(&self, size: CacheSize) -> Result<Option<CacheSize>, StoreError> {
+        quota::give(&self.0.top, size)
+    }
+
+    /// How many bytes the cache may hold now.
+    pub fn limit(&self) -> Result<u64, StoreError> {
+        evict::limit(&self.0)
+    }
+
+    /// Keeps the layer from being evicted, whether it is here already or comes later.
+    pub fn pin(&self, layer: &LayerKey) -> Result<(), StoreError> {
+        self.0.pinned.lock_file(&layer.file_name()).map(drop)?;
+        self.0.pinned.sync()
+    }
+
+    /// Lets the layer be evicted again; false if it was not pinned.
+    pub fn unpin(&self, layer: &LayerKey) -> Result<bool, StoreError> {
+        let name = layer.file_name();
+        let was = self.0.pinned.stat(&name)?.is_some();
+        self.0.pinned.unlink(&name)?;
+        Ok(was)
+    }
+
+    /// The layers that are pinned.
+    pub fn pinned(&self) -> Result<Vec<LayerKey>, StoreError> {
+        Ok(self.0.pinned.list()?.iter().filter_map(|name| LayerKey::from_file_name(name)).collect())
+    }
+
+    /// The layers that are here, the one that was not used for longest first.
+    pub fn residents(&self) -> Result<Vec<Resident>, StoreError> {
+        evict::residents(&self.0)
+    }
+
+    /// Removes what others left behind when they died, and evicts layers that nobody uses: until the cache keeps to its limit, or all of them.
+    pub fn prune(&self, all: bool) -> Result<Evicted, StoreError> {
+        self.0.remove_leftovers()?;
+        WorkDir::discard(&self.0)?;
+        evict::prune(&self.0, all)
     }
 
     /// Waits until the layer (and every document put here before) would survive a power cut.
@@ -349,17 +404,20 @@ impl Store {
             return Ok(());
         }
         let store = Arc::clone(&self.0);
-        let sweep = move || -> Result<(), StoreError> {
-            for name in store.trash.list()? {
-                store.trash.remove_tree(&name)?;
-            }
-            WorkDir::sweep(&store)
-        };
         let swept = thread::Builder::new().name("kitfs-sweep".into()).spawn(move || {
-            if let Err(error) = sweep() {
+            if let Err(error) = store.remove_leftovers() {
                 tracing::warn!(error = chain(&error), "what was left behind could not be removed");
             }
         });
         swept.map(drop).map_err(disk("starting a thread to remove what was left behind"))
+    }
+}
+
+impl Inner {
+    fn remove_leftovers(&self) -> Result<(), StoreError> {
+        for name in self.trash.list()? {
+            self.trash.remove_tree(&name)?;
+        }
+        WorkDir::sweep(self)
     }
 }

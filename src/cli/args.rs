@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use crate::daemon::SupervisorArgs;
 use crate::filter::{Filter, Glob, Globs, Selection};
 use crate::plan::Prefetch;
+use crate::store::CacheSize;
 use crate::vsa::VerifierId;
 use crate::worker;
 
@@ -75,6 +76,8 @@ pub(crate) enum Command {
     VerifyBundle(VerifyBundle),
     /// Show whom trusted roots trust
     Trust(Trust),
+    /// Look after the cache
+    Cache(Cache),
     /// Work with policies, which say whose kits may be mounted
     Policy(Policy),
     /// Print a completion script for a shell
@@ -89,13 +92,29 @@ pub(crate) enum Command {
     Worker(Box<worker::Inherited>),
 }
 
+/// Which cache.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CacheDir {
+    /// Keep layers in DIR [default: /var/cache/kitfs for root, else $XDG_CACHE_HOME/kitfs]
+    #[arg(long, value_name = "DIR", env = "KITFS_CACHE_DIR", hide_env = true)]
+    pub(crate) cache_dir: Option<PathBuf>,
+}
+
+/// How large it may become.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Source and cache")]
+pub(crate) struct CacheLimit {
+    /// Let the cache hold SIZE, from now on and for all who share it: bytes, 128MiB, 50GB, or 40% of its filesystem [default: 90%]
+    #[arg(long, value_name = "SIZE", env = "KITFS_CACHE_SIZE", hide_env = true)]
+    pub(crate) cache_size: Option<CacheSize>,
+}
+
 /// Where kits come from and where they are kept.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Source and cache")]
 pub(crate) struct Sources {
-    /// Keep layers in DIR [default: /var/cache/kitfs for root, else $XDG_CACHE_HOME/kitfs]
-    #[arg(long, value_name = "DIR", env = "KITFS_CACHE_DIR", hide_env = true)]
-    pub(crate) cache_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cache: CacheDir,
     /// Speak HTTP to the registry, without TLS
     #[arg(long, env = "KITFS_PLAIN_HTTP", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) plain_http: bool,
@@ -219,6 +238,8 @@ pub(crate) struct Mount {
     #[arg(long, env = "KITFS_FOREGROUND", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) foreground: bool,
     #[command(flatten)]
+    pub(crate) cache: CacheLimit,
+    #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
     pub(crate) summary: Summary,
@@ -264,6 +285,11 @@ pub(crate) struct Pull {
     /// The kits: HOST/REPOSITORY:TAG, oci:DIR, oci-archive:FILE or kitops:REF
     #[arg(value_name = "REF", required = true)]
     pub(crate) references: Vec<String>,
+    /// Never evict these layers, until `kitfs cache unpin`
+    #[arg(long, env = "KITFS_PIN", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) pin: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheLimit,
     #[command(flatten)]
     pub(crate) audit: Audit,
     #[command(flatten)]
@@ -449,15 +475,77 @@ pub(crate) struct PolicyCheck {
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct Cache {
+    #[command(subcommand)]
+    pub(crate) command: CacheCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show its layers, the one that was not used for longest first, and how much it may hold
+    Ls(CacheList),
+    /// Remove what nobody uses until the cache keeps to its limit, and what was left behind by processes that died
+    Prune(CachePrune),
+    /// Let the layers of kits be evicted again that `kitfs pull --pin` pinned, also those that they share with other kits
+    Unpin(CacheUnpin),
+    /// Print where it is
+    Path(CachePath),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CacheList {
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheDir,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CachePrune {
+    /// Remove every layer that nobody uses, whatever the limit is
+    #[arg(long, env = "KITFS_ALL", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) all: bool,
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheDir,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CacheUnpin {
+    /// The kits
+    #[arg(value_name = "REF", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) references: Vec<String>,
+    /// Unpin every layer, of whatever kit
+    #[arg(long, env = "KITFS_ALL", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) wanted: Wanted,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CachePath {
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheDir,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Completions {
     /// The shell
     #[arg(value_name = "SHELL")]
     pub(crate) shell: Shell,
 }
 
-impl Sources {
+impl CacheDir {
     /// The cache directory: the one that was given, or the one of this user. `None` if nothing says where his home is.
-    pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         if let Some(dir) = &self.cache_dir {
             return Some(dir.clone());
         }

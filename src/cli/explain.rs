@@ -29,7 +29,7 @@ pub(super) fn run(arguments: &Explain) -> Result<Exit, CliError> {
     let asked = match &mounted {
         Some(record) => {
             // As the mount itself was made, unless it is said otherwise.
-            sources.cache_dir.get_or_insert_with(|| record.cache_dir.clone());
+            sources.cache.cache_dir.get_or_insert_with(|| record.cache_dir.clone());
             sources.plain_http |= record.access.plain_http;
             sources.ca_cert = sources.ca_cert.or_else(|| record.access.ca_cert.clone());
             trust.or_claim(record.admissions.first().and_then(|admission| admission.claim.as_deref()));

@@ -36,6 +36,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         trust_user_cache: arguments.trust_user_cache,
     };
     let mountpoint = preflight.check(&run_dir)?;
+    session.keep_to(&arguments.cache)?;
     let gate = Gate { mountpoint: Some(mountpoint.clone()), ..session.gate(&trust, Search::UntilSettled) };
     let id = run::new_id();
     let attempt = Attempt { purpose: Purpose::Mount, mountpoint: Some(mountpoint.clone()), mount_id: Some(id.clone()) };

@@ -1,6 +1,6 @@
 //! `kitfs pull`: every layer into the cache, safely.
 
-use super::args::{Pull, Wanted};
+use super::args::Pull;
 use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::{self, Exit, escaped};
@@ -12,6 +12,7 @@ use crate::gate::{Gate, Search};
 pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
     let trust = Trust::load(&arguments.trusting)?;
     let session = Session::open(&arguments.sources)?;
+    session.keep_to(&arguments.cache)?;
     let attempt = Attempt { purpose: Purpose::Pull, mountpoint: None, mount_id: None };
     let records = Records::open(&arguments.audit, None, attempt)?;
     // All that is attached to a kit comes along, so that it can be decided on without a network.
@@ -19,16 +20,20 @@ pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
     let mut exit = Exit::Done;
     for reference in &arguments.references {
         // One that fails does not keep the others from coming; the exit code is that of the worst.
-        if let Err(error) = pull(&session, &gate, reference, &arguments.wanted, &records) {
+        if let Err(error) = pull(&session, &gate, reference, arguments, &records) {
             exit = exit.max(report::error(&error));
         }
     }
     Ok(exit)
 }
 
-fn pull(session: &Session, gate: &Gate<'_>, text: &str, wanted: &Wanted, records: &Records) -> Result<(), CliError> {
-    let kits = session.admitted(gate, &reference(text)?, wanted, records)?;
+fn pull(session: &Session, gate: &Gate<'_>, text: &str, arguments: &Pull, records: &Records) -> Result<(), CliError> {
+    let kits = session.admitted(gate, &reference(text)?, &arguments.wanted, records)?;
     let pinned = kits.pinned();
+    if arguments.pin {
+        // Before they come: nothing of it goes while the rest is fetched.
+        pinned.lineage.layers.iter().try_for_each(|layer| session.store.pin(&layer.spec.key()))?;
+    }
     let all: Vec<usize> = (0..pinned.lineage.layers.len()).collect();
     let layers = fetch::layers(session, pinned, &all, Until::Durable, &|_, _| {})?;
     let named = pinned.root().reference.with_digest(pinned.kit().manifest.digest);

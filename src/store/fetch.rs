@@ -9,19 +9,36 @@ use tokio::runtime::Handle;
 
 use super::Inner;
 use super::error::StoreError;
+use super::evict::{self, Evicted, Room};
 use super::flight::{Claim, Turn, Watch};
-use super::host;
 use super::ingest::Ingest;
 use super::layer::VerifiedLayer;
-use super::locks::IngestLock;
+use super::locks::{IngestLock, UseLock};
 use super::progress::{Activity, Reporter};
 use super::recall::{Recall, recall};
 use super::recheck::{self, Found};
 use super::work::WorkDir;
-use crate::failure::chain;
+use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits;
 use crate::source::Source;
+
+/// See [`super::Store::prefetch`].
+pub(super) fn prefetch(
+    store: &Arc<Inner>,
+    spec: &LayerSpec,
+    source: &Arc<dyn Source>,
+    runtime: &Handle,
+) -> Result<VerifiedLayer, StoreError> {
+    if let Recall::Ready(layer) = recall(store, spec)? {
+        return Ok(layer);
+    }
+    // Before anybody could join: a full cache is an answer for what nobody waits for, and for nobody else.
+    if let Room::Full { error, .. } = evict::make_room(store, &claim(spec, 0, spec.descriptor.size), false)? {
+        return Err(error);
+    }
+    led(store, spec, source, runtime, false)
+}
 
 /// See [`super::Store::ensure`].
 pub(super) fn ensure(
@@ -30,6 +47,10 @@ pub(super) fn ensure(
     source: &Arc<dyn Source>,
     runtime: &Handle,
 ) -> Result<VerifiedLayer, StoreError> {
+    led(store, spec, source, runtime, true)
+}
+
+fn led(store: &Arc<Inner>, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: &Handle, evict: bool) -> Result<VerifiedLayer, StoreError> {
     loop {
         if let Recall::Ready(layer) = recall(store, spec)? {
             return Ok(layer);
@@ -38,7 +59,7 @@ pub(super) fn ensure(
             Turn::Look => {}
             Turn::Failed(error) => return Err(error),
             Turn::Lead(leader) => {
-                let outcome = lead(store, spec, source, runtime);
+                let outcome = lead(store, spec, source, runtime, evict);
                 leader.end(&outcome);
                 return outcome;
             }
@@ -47,11 +68,17 @@ pub(super) fn ensure(
 }
 
 /// Works on the layer, or waits until another process that does is done.
-fn lead(store: &Arc<Inner>, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: &Handle) -> Result<VerifiedLayer, StoreError> {
+fn lead(
+    store: &Arc<Inner>,
+    spec: &LayerSpec,
+    source: &Arc<dyn Source>,
+    runtime: &Handle,
+    evict: bool,
+) -> Result<VerifiedLayer, StoreError> {
     let mut watch = Watch::new();
     loop {
         match watch.claim(&store.locks, &spec.key(), source.name(), Instant::now())? {
-            Claim::Mine(lock) => return work(store, spec, source, runtime, &lock),
+            Claim::Mine(lock) => return work(store, spec, source, runtime, &lock, evict),
             Claim::Failed(error) => return Err(error),
             Claim::Busy => thread::sleep(Duration::from_millis(limits::LOCK_POLL_MILLIS)),
         }
@@ -67,13 +94,14 @@ fn work(
     source: &Arc<dyn Source>,
     runtime: &Handle,
     lock: &IngestLock,
+    evict: bool,
 ) -> Result<VerifiedLayer, StoreError> {
     // Whoever had the lock before may have stored it.
     if let Recall::Ready(layer) = recall(store, spec)? {
         return Ok(layer);
     }
     let mut reporter = Reporter::begin(lock, source.name(), spec.descriptor.size, Activity::Fetching);
-    let outcome = rounds(store, spec, source, runtime, &mut reporter);
+    let outcome = rounds(store, spec, source, runtime, &mut reporter, evict);
     reporter.end(&outcome);
     outcome
 }
@@ -85,13 +113,18 @@ fn rounds(
     source: &Arc<dyn Source>,
     runtime: &Handle,
     reporter: &mut Reporter<'_>,
+    evict: bool,
 ) -> Result<VerifiedLayer, StoreError> {
     for _ in 0..limits::ENSURE_ROUNDS {
         match recall(store, spec)? {
             Recall::Ready(layer) => return Ok(layer),
             Recall::Doubtful => verify_again(store, spec, reporter)?,
+            // It is here, but somebody thinks about removing it. Once that is settled the next round tells.
+            Recall::Absent if store.layers.stat(&spec.key().file_name())?.is_some() => {
+                UseLock::take(&store.locks, &spec.key())?;
+            }
             Recall::Absent => {
-                if let Some(layer) = fetch(store, spec, source, runtime, reporter)? {
+                if let Some(layer) = fetch(store, spec, source, runtime, reporter, evict)? {
                     return Ok(layer);
                 }
             }
@@ -137,9 +170,12 @@ fn fetch(
     source: &Arc<dyn Source>,
     runtime: &Handle,
     reporter: &mut Reporter<'_>,
+    evict: bool,
 ) -> Result<Option<VerifiedLayer>, StoreError> {
     let layer = &spec.descriptor.digest;
     let mut mismatches = 0;
+    // Uncompressed it is at least about as large as its blob.
+    let (size, mut attempts) = (spec.descriptor.size, 0);
     loop {
         let resumed = match mismatches {
             0 => {
@@ -154,11 +190,19 @@ fn fetch(
         let ingest = match resumed {
             Some(ingest) => ingest,
             None => {
-                host::require_room(&store.top, &spec.descriptor)?;
+                reporter.activity(Activity::Fetching, 0);
+                // What nobody waits for was looked after before; that others came meanwhile is no reason to fail those who wait for it now.
+                if evict {
+                    make_room(store, &claim(spec, 0, size), reporter)?;
+                }
                 Ingest::begin(store, spec)?
             }
         };
-        reporter.activity(Activity::Fetching, ingest.seen());
+        let seen = ingest.seen();
+        if from_disk && evict {
+            make_room(store, &claim(spec, seen, size), reporter)?;
+        }
+        reporter.activity(Activity::Fetching, seen);
         match stream(store, spec, source, runtime, reporter, ingest) {
             Err(error @ StoreError::Content { .. }) => {
                 tracing::warn!(%layer, source = source.name(), error = chain(&error), from_disk, "a layer does not match");
@@ -170,9 +214,37 @@ fn fetch(
                     return Err(error);
                 }
             }
+            // It was more than there was room for, as it can be if it is compressed, or if others write too.
+            Err(error) if evict && attempts < limits::ROOM_ATTEMPTS && error.class() == ErrorClass::Disk(libc::ENOSPC) => {
+                let more = limits::RESERVE_STEP_BYTES << attempts;
+                attempts += 1;
+                if !evict::make_more_room(store, more).is_ok_and(|evicted| evicted.layers > 0) {
+                    return Err(error);
+                }
+            }
             other => return other,
         }
     }
+}
+
+/// Makes room, if need be by waiting for those who closed a layer a moment ago.
+fn make_room(store: &Inner, claim: &evict::Claim, reporter: &mut Reporter<'_>) -> Result<Evicted, StoreError> {
+    let begin = Instant::now();
+    loop {
+        match evict::make_room(store, claim, true)? {
+            Room::Made(evicted) => return Ok(evicted),
+            Room::Full { held: true, .. } if begin.elapsed().as_secs() < limits::ROOM_WAIT_SECONDS => {
+                thread::sleep(Duration::from_millis(limits::LOCK_POLL_MILLIS));
+                reporter.tick(0);
+            }
+            Room::Full { error, .. } => return Err(error),
+        }
+    }
+}
+
+/// What a layer of `size` bytes asks for, of which so many are here.
+fn claim(spec: &LayerSpec, seen: u64, size: u64) -> evict::Claim {
+    evict::Claim { layer: spec.key(), size, missing: size.saturating_sub(seen) }
 }
 
 /// Lets the source's bytes flow into the ingest.

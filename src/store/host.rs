@@ -8,7 +8,6 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
-use crate::descriptor::Descriptor;
 use crate::failure::{ErrorClass, chain};
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
@@ -65,22 +64,6 @@ fn mount_type(dir: &Dir) -> Option<String> {
     let line = table.lines().find(|line| line.split(' ').next() == Some(&id))?;
     let (_, after) = line.split_once(" - ")?;
     after.split(' ').next().map(str::to_owned)
-}
-
-/// Refuses to begin with a layer that cannot be stored: uncompressed it is at least about as large as its blob.
-///
-/// What is free may change at any moment, so this only spares a fetch that has no end; a disk that fills up later is noticed by writing.
-pub(super) fn require_room(dir: &Dir, descriptor: &Descriptor) -> Result<(), StoreError> {
-    let stat = rustix::fs::fstatvfs(dir).map_err(disk(format!("looking at the filesystem of {}", dir.path().display())))?;
-    // What is kept for root is free for root.
-    let blocks = if rustix::process::geteuid().is_root() { stat.f_bfree } else { stat.f_bavail };
-    let free = blocks.saturating_mul(stat.f_frsize);
-    // Some filesystems know no size.
-    if stat.f_blocks == 0 || free >= descriptor.size {
-        return Ok(());
-    }
-    let Descriptor { digest, size, .. } = descriptor;
-    Err(disk(format!("layer {digest} has {size} bytes, and {} has room for {free}", dir.path().display()))(Errno::NOSPC))
 }
 
 /// What the start-up probe found out.

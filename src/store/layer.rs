@@ -31,6 +31,13 @@ struct Open {
     lock: UseLock,
 }
 
+impl Drop for Open {
+    fn drop(&mut self) {
+        // From now on it may be evicted, but not at once: who closed it may well come back.
+        self.lock.touch();
+    }
+}
+
 /// Where the bytes of a file are. The descriptors are the ones that were checked.
 #[derive(Debug, Clone)]
 pub enum Content {

@@ -1,4 +1,4 @@
-//! The locks of the store. Order: ingest, use, `lock`. That of what is attached stands alone.
+//! The locks of the store. Order: ingest, evict, use, `lock`. That of what is attached stands alone.
 //!
 //! All are flocks: the kernel lets go of them when their holder dies, however it dies, and two descriptors of one process contend like two
 //! processes. Lock files are never unlinked, so that nobody can hold a lock on a file that others do not find any more.
@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::dir::Dir;
@@ -26,11 +26,11 @@ pub(super) fn try_lock(file: impl AsFd, operation: FlockOperation) -> io::Result
     }
 }
 
-/// Waits for a lock that is only ever held for a moment. One that is held longer than [`limits::DECISION_SECONDS`] is held by somebody who is stopped.
-fn wait_for(file: &File, operation: FlockOperation, layer: &str, what: &str) -> Result<(), StoreError> {
+/// Waits for a lock. One that is held for longer than `limit` seconds is held by somebody who is stopped.
+fn wait_for(file: &File, operation: FlockOperation, layer: &str, what: &str, limit: u64) -> Result<(), StoreError> {
     let begin = Instant::now();
     while !try_lock(file, operation).map_err(disk(format!("locking {what}")))? {
-        if begin.elapsed().as_secs() >= limits::DECISION_SECONDS {
+        if begin.elapsed().as_secs() >= limit {
             let seconds = begin.elapsed().as_secs();
             return Err(StoreError::Silent { layer: layer.to_owned(), what: what.to_owned(), seconds });
         }
@@ -49,7 +49,22 @@ impl DecisionLock {
     /// Takes the lock of the cache below `top`.
     pub(super) fn take(top: &Dir) -> Result<Self, StoreError> {
         let file = top.lock_file("lock")?;
-        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of the cache")?;
+        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of the cache", limits::DECISION_SECONDS)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Held by whoever makes room, so that two who do count what the other one takes away. Held over I/O, and by nobody who has `lock`.
+#[derive(Debug)]
+pub(super) struct EvictLock {
+    _file: File,
+}
+
+impl EvictLock {
+    /// Takes the lock of the cache's `locks`.
+    pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
+        let file = locks.lock_file("evict")?;
+        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of whoever makes room", limits::EVICT_SECONDS)?;
         Ok(Self { _file: file })
     }
 }
@@ -64,7 +79,7 @@ impl RecordLock {
     /// Takes the lock, which is made if it is not there. It is held for a small file at a time.
     pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
         let file = locks.lock_file("attached")?;
-        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of what is attached")?;
+        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of what is attached", limits::DECISION_SECONDS)?;
         Ok(Self { _file: file })
     }
 }
@@ -79,14 +94,46 @@ impl UseLock {
         let name = Self::name(layer);
         let Some(file) = locks.open(&name)? else { return Ok(None) };
         let taken = try_lock(&file, FlockOperation::NonBlockingLockShared).map_err(disk(format!("locking {name}")))?;
+        Ok(taken.then(|| Self::used(file.into())))
+    }
+
+    /// Takes the lock for removing the layer; `None` if somebody uses it.
+    pub(super) fn exclusive(locks: &Dir, layer: &LayerKey) -> Result<Option<Self>, StoreError> {
+        let name = Self::name(layer);
+        let file = locks.lock_file(&name)?;
+        let taken = try_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
         Ok(taken.then(|| Self(file.into())))
+    }
+
+    /// True if somebody uses the layer. The lock is taken for a moment, which at worst makes another one look once more.
+    pub(super) fn is_held(locks: &Dir, layer: &LayerKey) -> Result<bool, StoreError> {
+        Ok(Self::exclusive(locks, layer)?.is_none())
+    }
+
+    /// When the layer was last opened or closed: the time of the lock file. Long ago if nothing tells.
+    pub(super) fn last_use(locks: &Dir, layer: &LayerKey) -> Result<SystemTime, StoreError> {
+        let stat = locks.stat(&Self::name(layer))?;
+        let since = stat.and_then(|stat| Some(Duration::new(u64::try_from(stat.st_mtime).ok()?, u32::try_from(stat.st_mtime_nsec).ok()?)));
+        Ok(since.and_then(|since| UNIX_EPOCH.checked_add(since)).unwrap_or(UNIX_EPOCH))
+    }
+
+    /// Notes that the layer is used now. A time that cannot be set makes it look older than it is, no more.
+    pub(super) fn touch(&self) {
+        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let _older_than_it_is = rustix::fs::futimens(&self.0, &Timestamps { last_access: now, last_modification: now });
+    }
+
+    fn used(fd: OwnedFd) -> Self {
+        let lock = Self(fd);
+        lock.touch();
+        lock
     }
 
     /// Takes the lock, which is made if it is not there.
     pub(super) fn take(locks: &Dir, layer: &LayerKey) -> Result<Self, StoreError> {
         let file = locks.lock_file(&Self::name(layer))?;
-        wait_for(&file, FlockOperation::NonBlockingLockShared, &layer.to_string(), "the use lock")?;
-        Ok(Self(file.into()))
+        wait_for(&file, FlockOperation::NonBlockingLockShared, &layer.to_string(), "the use lock", limits::DECISION_SECONDS)?;
+        Ok(Self::used(file.into()))
     }
 
     /// A lock that somebody else took and handed to us.

@@ -96,6 +96,14 @@ impl<'store> WorkDir<'store> {
         Ok(())
     }
 
+    /// Removes everything that nobody holds, also what could be gone on with.
+    pub(super) fn discard(store: &'store Inner) -> Result<(), StoreError> {
+        for name in store.ingest.list()? {
+            drop(Self::take(store, name)?);
+        }
+        Ok(())
+    }
+
     /// Opens and locks one, if nobody holds it.
     fn take(store: &'store Inner, name: String) -> Result<Option<Self>, StoreError> {
         let Some(dir) = store.ingest.open_dir(&name)? else { return Ok(None) };

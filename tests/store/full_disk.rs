@@ -15,7 +15,7 @@ use crate::sample::{read_all, sample};
 use crate::scripted::{Scripted, Step};
 
 /// A tmpfs of its own. The tests need to be allowed to mount.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(pub tempfile::TempDir);
 
 impl SmallDisk {
     pub fn mount(bytes: u64) -> Self {

@@ -5,6 +5,7 @@ mod bench;
 mod damage;
 mod documents;
 mod durability;
+mod eviction;
 mod full_disk;
 mod hostile_bytes;
 mod layers;

@@ -16,14 +16,14 @@ use crate::sample::{plain, read_all};
 use crate::scripted::{Scripted, Step};
 
 /// Another process: this test binary, running [`another_process`].
-struct Other {
+pub struct Other {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Other {
     /// Fetches the plain sample with this seed; `gate` makes it stop for ever after so many bytes.
-    fn start(bench: &Bench, seed: u64, gate: Option<usize>) -> Self {
+    pub fn start(bench: &Bench, seed: u64, gate: Option<usize>) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("ourselves"));
         command.args(["--exact", "processes::another_process", "--ignored", "--nocapture", "--test-threads=1"]);
         command.env("STORE_TEST_CACHE", bench.cache()).env("STORE_TEST_SEED", seed.to_string());
@@ -34,7 +34,7 @@ impl Other {
     }
 
     /// Waits for what it has to say.
-    fn says(&mut self) -> String {
+    pub fn says(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert!(self.lines.read_line(&mut line).expect("readable") > 0, "it ended without a word");
@@ -45,7 +45,7 @@ impl Other {
         }
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).expect("it lives");
     }

@@ -96,7 +96,7 @@ pub fn read_all(layer: &VerifiedLayer) -> Result<BTreeMap<String, Vec<u8>>, Stor
     Ok(files)
 }
 
-fn read_at(file: &File, offset: u64, size: u64) -> Vec<u8> {
+pub fn read_at(file: &File, offset: u64, size: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(size).expect("small")];
     file.read_exact_at(&mut bytes, offset).expect("as long as it says");
     bytes

@@ -1,0 +1,129 @@
+//! Layers that go while they are mounted, and come back.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::common::kitfs::{Host, Mode};
+use crate::common::process::within;
+use crate::common::registry::Registry;
+use crate::common::shown::read;
+use crate::kits::{MIB, parts};
+
+crate::in_both_modes!(a_layer_goes_and_comes_back_under_its_mount, a_cache_may_be_smaller_than_its_kit);
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn json(host: &Host, arguments: &[&str]) -> Value {
+    serde_json::from_str(&host.kitfs(arguments).ok().stdout).expect("JSON")
+}
+
+fn pruned(host: &Host) -> Value {
+    json(host, &["cache", "prune", "--all", "--json"])["layers"].clone()
+}
+
+/// Waits until the worker and the supervisor have let go of all layers.
+fn await_unused(host: &Host) {
+    let begin = Instant::now();
+    loop {
+        let listed = json(host, &["cache", "ls", "--json"]);
+        if listed["layers"].as_array().expect("a list").iter().all(|layer| layer["in_use"] == false) {
+            return;
+        }
+        assert!(begin.elapsed() < LIMIT, "{listed}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn a_layer_goes_and_comes_back_under_its_mount(mode: Mode) {
+    let host = Host::new(mode);
+    let registry = Registry::start();
+    let kit = parts(&["a"], 6 * MIB);
+    let mount = host.mount(&kit.serve(&registry, "acme/kit", "v1"));
+    let (path, content) = (mount.path("a/part.bin"), kit.tree.content("a/part.bin").to_vec());
+    let number = fs::metadata(&path).expect("there").ino();
+    let file = File::open(&path).expect("there");
+    // SAFETY: nobody ever writes a file of a mount.
+    let map = unsafe { memmap2::Mmap::map(&file) }.expect("mapped");
+    assert_eq!(pruned(&host), 0, "it is in use");
+    assert!(map[..] == content);
+    let mut end = vec![0; MIB];
+    file.read_exact_at(&mut end, 5 * MIB as u64).expect("there");
+    assert!(content.ends_with(&end));
+    // A mapping is a use as well.
+    drop(file);
+    assert_eq!(pruned(&host), 0);
+    drop(map);
+
+    await_unused(&host);
+    assert_eq!(pruned(&host), 1);
+    assert!(fs::read_dir(host.cache().join("v1/layers")).expect("there").next().is_none());
+    assert_eq!(fs::read_dir(mount.path("a")).expect("known still").count(), 1);
+    assert_eq!(fs::metadata(&path).expect("known still").ino(), number);
+    assert_eq!(registry.sent(&kit.layers[0].digest), kit.layers[0].blob.len() as u64);
+    assert!(read(&path) == Ok(content));
+    assert_eq!(fs::metadata(&path).expect("there").ino(), number);
+    assert_eq!(registry.sent(&kit.layers[0].digest), 2 * kit.layers[0].blob.len() as u64);
+}
+
+/// A tmpfs at a path.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: PathBuf, bytes: usize) -> Self {
+        fs::create_dir(&path).expect("a folder");
+        let size = std::ffi::CString::new(format!("size={bytes},mode=0700")).expect("no NUL");
+        rustix::mount::mount("tmpfs", &path, "tmpfs", rustix::mount::MountFlags::empty(), &*size)
+            .expect("these tests mount: run them as root");
+        Self(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+fn a_cache_may_be_smaller_than_its_kit(mode: Mode) {
+    let host = Host::new(mode);
+    let _disk = Disk::mount(host.cache(), 20 * MIB);
+    let registry = Registry::start();
+    let names = ["a", "b", "c", "d"];
+    let kit = parts(&names, 6 * MIB);
+    let mount = host.mount_with(&kit.serve(&registry, "acme/kit", "v1"), &["--prefetch", "none", "--cache-size", "100%"]);
+    for name in names {
+        let (path, content) = (mount.path(&format!("{name}/part.bin")), kit.tree.content(&format!("{name}/part.bin")).to_vec());
+        let got = within(LIMIT, "reading", move || read(&path));
+        assert!(got == Ok(content), "{name}: {:?}\n{}", got.err(), mount.log());
+    }
+    let listed = json(&host, &["cache", "ls", "--json"]);
+    assert!(listed["layers"].as_array().is_some_and(|layers| layers.len() < names.len()), "{listed}");
+}
+
+#[test]
+fn a_cache_is_looked_after_by_hand() {
+    let host = Host::new(Mode::Cached);
+    let registry = Registry::start();
+    let reference = parts(&["a", "b"], 2 * MIB).serve(&registry, "acme/kit", "v1");
+    let pull = |options: &[&str]| host.kitfs(&[&["pull", "--plain-http"], options, &[reference.as_str()]].concat()).ok();
+    assert_eq!(pull(&["--cache-size", "1GiB", "--pin"]).stderr.matches("may hold").count(), 0);
+    let said = pull(&["--cache-size", "2GiB"]).stderr;
+    assert!(said.contains("may hold 2GiB from now on, it was 1GiB"), "{said}");
+    let wrong = host.kitfs(&["pull", "--cache-size", "2gb", &reference]);
+    assert!(wrong.code() == 2 && wrong.stderr.contains("GiB"), "{wrong:?}");
+    assert_eq!(json(&host, &["cache", "path", "--json"])["path"], host.cache().to_str().expect("ASCII"));
+    let listed = json(&host, &["cache", "ls", "--json"]);
+    assert_eq!(listed["limit"], 2_u64 << 30);
+    let layers = listed["layers"].as_array().expect("a list");
+    assert!(layers.len() == 2 && layers.iter().all(|layer| layer["pinned"] == true), "{listed}");
+    assert_eq!(pruned(&host), 0);
+    assert!(host.kitfs(&["cache", "ls"]).ok().stdout.contains(", pinned\n"));
+    let unpinned = host.kitfs(&["cache", "unpin", "--plain-http", &reference]).ok().stdout;
+    assert_eq!(unpinned, "2 layers unpinned\n");
+    await_unused(&host);
+    assert_eq!(pruned(&host), 2);
+}
