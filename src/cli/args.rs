@@ -56,7 +56,7 @@ pub(crate) enum Command {
     /// Show mounts, their layers, progress and errors
     Status(Status),
     /// Fetch every layer of kits into the cache, and wait until they are safely on disk
-    Pull(Pull),
+    Pull(Box<Pull>),
     /// Show what a kit is, without fetching any layer
     Inspect(Inspect),
     /// Tell whether a kit may be mounted, and why
