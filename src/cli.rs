@@ -5,6 +5,7 @@
 #![expect(clippy::result_large_err, reason = "a command has one error, and then it ends")]
 
 mod args;
+mod doctor;
 mod error;
 mod fetch;
 mod inspect;
@@ -22,7 +23,7 @@ mod verify_bundle;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -60,6 +61,7 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
@@ -92,21 +94,7 @@ struct Session {
 
 impl Session {
     fn open(sources: &Sources) -> Result<Self, CliError> {
-        let dir = sources.cache_dir().ok_or(CliError::NoCacheDir)?;
-        // A relative folder is the caller's; what stays in the background stands elsewhere.
-        let dir = std::path::absolute(&dir).map_err(|source| CliError::Folder { path: dir, source })?;
-        let ca_cert = sources.ca_cert.clone();
-        let ca_cert = ca_cert.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
-        // Said in the mount's plan, so that its worker looks where this command did.
-        let kitops_home = credentials::kit_home();
-        let kitops_home =
-            kitops_home.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
-        Ok(Self {
-            store: Store::open(&dir)?,
-            options: SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home },
-            runtime: runtime.map_err(CliError::Runtime)?,
-        })
+        Ok(Self { store: store(sources)?, options: options(sources)?, runtime: runtime()? })
     }
 
     /// Resolves a reference and what it refers to, leaves of it what is wanted, and says so if an answer is an old one.
@@ -132,6 +120,27 @@ impl Session {
         }
         Ok(pinned)
     }
+}
+
+fn store(sources: &Sources) -> Result<Store, CliError> {
+    Ok(Store::open(&absolute(sources.cache_dir().ok_or(CliError::NoCacheDir)?)?)?)
+}
+
+fn options(sources: &Sources) -> Result<SourceOptions, CliError> {
+    // Said in the mount's plan, so that its worker looks where this command did.
+    let kitops_home = credentials::kit_home().map(absolute).transpose()?;
+    let ca_cert = sources.ca_cert.clone().map(absolute).transpose()?;
+    Ok(SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home })
+}
+
+fn runtime() -> Result<Runtime, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
+    runtime.map_err(CliError::Runtime)
+}
+
+/// A relative path is the caller's; what stays in the background stands elsewhere.
+fn absolute(path: PathBuf) -> Result<PathBuf, CliError> {
+    std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })
 }
 
 /// The kits that a kit refers to, as they are shown and recorded.

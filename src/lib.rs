@@ -29,6 +29,7 @@ pub mod daemon;
 pub mod descriptor;
 pub mod detach;
 pub mod digest;
+pub mod doctor;
 pub mod failure;
 pub mod fetch;
 pub mod filter;

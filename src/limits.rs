@@ -3,6 +3,8 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 // ---- path
 
 /// Bytes of one name. Linux allows no longer one (`NAME_MAX`), so a longer one could not be asked for.
@@ -387,6 +389,19 @@ pub const UNSYNCED_DOCUMENTS: usize = 64;
 pub const DEAD_MOUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of `/etc/fuse.conf` that are read; it has a few lines.
 pub const FUSE_CONF_BYTES: u64 = 64 << 10;
+
+// ---- doctor
+
+/// Bytes of a small file of the host's that are read: settings and configurations have a few lines.
+pub const HOST_FILE_BYTES: u64 = 64 << 10;
+/// Bytes below which a cache is called short of room: a model of the smaller sort.
+pub const ROOM_WANTED_BYTES: u64 = 1 << 30;
+/// Descriptors below which a limit of them is called low: a layer in use has four at the supervisor and four at its worker, and kits have hundreds of layers.
+pub const DESCRIPTORS_WANTED: u64 = 4096;
+/// How far a clock may be from a registry's: what tokens and certificates forgive.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+/// No clock that is right shows an earlier time: kitfs was written after it (2026-01-01).
+pub const NOT_BEFORE: Timestamp = Timestamp::constant(1_767_225_600, 0);
 
 // ---- log
 

@@ -28,6 +28,7 @@ mod auth;
 mod endpoint;
 mod piece;
 mod ranges;
+mod reach;
 mod retry;
 
 use std::fmt;
@@ -52,6 +53,7 @@ use crate::source::{BlobStream, Pin, Resolved, Source, SourceError};
 use crate::verify::Unverified;
 
 pub use ranges::Cut;
+pub use reach::{Reached, Wants};
 pub use retry::Timing;
 
 /// The header with the digest of what is sent.

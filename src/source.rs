@@ -18,7 +18,9 @@ use futures_util::stream::BoxStream;
 use crate::descriptor::Descriptor;
 use crate::verify::Unverified;
 
-pub use open::{SourceOptions, asking, before_mount, open};
+pub use open::{SourceOptions, asking, before_mount, open, reach};
+
+pub use crate::registry::{Reached, Wants};
 
 /// The bytes of a blob in order, from the asked offset to the end. After an error nothing more comes.
 pub type BlobStream = BoxStream<'static, Result<Unverified<Bytes>, SourceError>>;

@@ -200,6 +200,21 @@ impl Store {
         self.0.uid
     }
 
+    /// The type of the filesystem that the cache is on, as the kernel's table of mounts has it.
+    pub fn filesystem(&self) -> Option<String> {
+        host::mount_type(&self.0.top)
+    }
+
+    /// The bytes that are free there; `None` on a filesystem that knows no size.
+    pub fn room(&self) -> Result<Option<u64>, StoreError> {
+        host::room(&self.0.top)
+    }
+
+    /// Whether space can be reserved there, so that a full disk is noticed before a fetch and not in it.
+    pub fn can_reserve(&self) -> bool {
+        self.0.abilities.fallocate
+    }
+
     /// Where the cache is.
     pub fn dir(&self) -> &Path {
         self.0.top.path()

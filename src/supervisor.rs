@@ -8,6 +8,7 @@
 //! an error from then on.
 
 mod session;
+mod trial;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use self::session::Mounted;
+pub use self::trial::{Trial, trial};
 use self::worker::{Death, Worker};
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;

@@ -7,6 +7,7 @@
 //! This module does not know what is waited for, beyond that two equal [`Need`]s are the same.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -81,7 +82,13 @@ struct Parked {
 impl Waiters {
     /// No waiter yet.
     pub fn new(fetched: Fetched, watched: Watched) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), arrived: Condvar::new(), fetched, watched, patience: kernel_patience() })
+        Arc::new(Self {
+            inner: Mutex::default(),
+            arrived: Condvar::new(),
+            fetched,
+            watched,
+            patience: kernel_patience(Path::new(SETTINGS)),
+        })
     }
 
     /// Lets a request wait. `resume` is called exactly once, at once if there is no room for it or the mount is going down. The caller
@@ -272,15 +279,22 @@ impl Signals {
     }
 }
 
-/// How long a request may wait before the kernel, if it was told to have such a limit, aborts the whole connection.
-fn kernel_patience() -> Option<Duration> {
+/// Where the kernel keeps its limits for requests.
+pub const SETTINGS: &str = "/proc/sys/fs/fuse";
+
+/// How long the kernel lets a request wait before it aborts the whole connection, if `settings` tell it to have such a limit.
+pub fn kernel_limit(settings: &Path) -> Option<Duration> {
     let limit = |name: &str| {
-        let text = std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}")).ok()?;
+        let text = std::fs::read_to_string(settings.join(name)).ok()?;
         text.trim().parse::<u64>().ok().filter(|&seconds| seconds > 0)
     };
-    let seconds = [limit("default_request_timeout"), limit("max_request_timeout")].into_iter().flatten().min()?;
+    [limit("default_request_timeout"), limit("max_request_timeout")].into_iter().flatten().min().map(Duration::from_secs)
+}
+
+/// How long we let it wait, so that it gets an answer before that.
+fn kernel_patience(settings: &Path) -> Option<Duration> {
+    let limit = kernel_limit(settings)?;
     // A limit below the margin leaves no good choice; half of it is still an answer instead of an abort.
-    let limit = Duration::from_secs(seconds);
     Some(limit.checked_sub(KERNEL_TIMEOUT_MARGIN).filter(|rest| !rest.is_zero()).unwrap_or(limit / 2))
 }
 

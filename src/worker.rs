@@ -209,8 +209,7 @@ fn decide_io_mode(plan: &MountPlan, page: &Page, device: &Device, cache: &std::p
     if plan.no_passthrough || !offered {
         return page.decide_io_mode(IoMode::Cached);
     }
-    let tried = trial_file(cache).and_then(|file| device.backing_open(file.as_fd())).and_then(|id| device.backing_close(id));
-    match tried {
+    match try_passthrough(device, cache) {
         Ok(()) => page.decide_io_mode(IoMode::Passthrough),
         Err(error) => {
             // EPERM without CAP_SYS_ADMIN, ELOOP on overlayfs: the cached mode is as right, and only slower when cold.
@@ -218,6 +217,11 @@ fn decide_io_mode(plan: &MountPlan, page: &Page, device: &Device, cache: &std::p
             page.decide_io_mode(IoMode::Cached)
         }
     }
+}
+
+/// Whether the kernel takes a file of the cache as a backing file.
+pub(crate) fn try_passthrough(device: &Device, cache: &std::path::Path) -> io::Result<()> {
+    trial_file(cache).and_then(|file| device.backing_open(file.as_fd())).and_then(|id| device.backing_close(id))
 }
 
 /// Closes the backing files that dead workers registered and that no open file uses. Their numbers are given out in order, so one new number tells

@@ -53,6 +53,10 @@ pub(crate) enum Command {
     Umount(Umount),
     /// Show mounts, their layers, progress and errors
     Status(Status),
+    /// Look whether this host can mount kits, and say what to do if not
+    ///
+    /// Each line says `ok`, `warn` or `fail`. Ends with 0 if nothing fails, else with 1. The cache and the run directory are made if they are not there.
+    Doctor(Doctor),
     /// Fetch every layer of kits into the cache, and wait until they are safely on disk
     Pull(Pull),
     /// Show what a kit is, without fetching any layer
@@ -195,6 +199,20 @@ pub(crate) struct Status {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Doctor {
+    /// A registry to look at, or a kit in one
+    #[arg(value_name = "REF|HOST")]
+    pub(crate) target: Option<String>,
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -376,6 +394,8 @@ mod tests {
             "umount --all --lazy",
             "status",
             "status --json d",
+            "doctor",
+            "doctor --json --plain-http --cache-dir c --run-dir d localhost:5000",
             "pull r s",
             "pull --cache-dir c --plain-http --ca-cert f --offline r",
             "inspect --json r",
@@ -410,6 +430,7 @@ mod tests {
             "umount",
             "umount --all d",
             "status d e",
+            "doctor r s",
             "pull",
             "inspect",
             "inspect r s",

@@ -58,7 +58,7 @@ fn objection(magic: u32, mount_type: Option<&str>) -> Option<(String, &'static s
 }
 
 /// The type of the mount that `dir` lies on, as `/proc/self/mountinfo` has it.
-fn mount_type(dir: &Dir) -> Option<String> {
+pub(super) fn mount_type(dir: &Dir) -> Option<String> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", dir.number())).ok()?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().to_owned();
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -71,16 +71,17 @@ fn mount_type(dir: &Dir) -> Option<String> {
 ///
 /// What is free may change at any moment, so this only spares a fetch that has no end; a disk that fills up later is noticed by writing.
 pub(super) fn require_room(dir: &Dir, descriptor: &Descriptor) -> Result<(), StoreError> {
+    let Some(free) = room(dir)?.filter(|free| *free < descriptor.size) else { return Ok(()) };
+    let Descriptor { digest, size, .. } = descriptor;
+    Err(disk(format!("layer {digest} has {size} bytes, and {} has room for {free}", dir.path().display()))(Errno::NOSPC))
+}
+
+/// The bytes that are free for us; `None` on a filesystem that knows no size.
+pub(super) fn room(dir: &Dir) -> Result<Option<u64>, StoreError> {
     let stat = rustix::fs::fstatvfs(dir).map_err(disk(format!("looking at the filesystem of {}", dir.path().display())))?;
     // What is kept for root is free for root.
     let blocks = if rustix::process::geteuid().is_root() { stat.f_bfree } else { stat.f_bavail };
-    let free = blocks.saturating_mul(stat.f_frsize);
-    // Some filesystems know no size.
-    if stat.f_blocks == 0 || free >= descriptor.size {
-        return Ok(());
-    }
-    let Descriptor { digest, size, .. } = descriptor;
-    Err(disk(format!("layer {digest} has {size} bytes, and {} has room for {free}", dir.path().display()))(Errno::NOSPC))
+    Ok((stat.f_blocks > 0).then(|| blocks.saturating_mul(stat.f_frsize)))
 }
 
 /// What the start-up probe found out.

@@ -13,6 +13,7 @@ mod cache_damage;
 mod cli;
 mod containers;
 mod crash;
+mod doctor;
 mod fault_registry;
 mod filters;
 mod fixtures_mount;
