@@ -266,16 +266,17 @@ pub fn room(room: Room) -> Finding {
 /// Whether the clock can be right: signatures, certificates and tokens are judged by it. `other` is another one's, seen just now.
 pub fn clock(now: Timestamp, other: Option<(&str, Timestamp)>) -> Finding {
     const CHECK: &str = "clock";
+    let shown = |time: Timestamp| Timestamp::from_second(time.as_second()).unwrap_or_default();
     let cure = || "set the clock, and keep it right with NTP".to_owned();
     if now < NOT_BEFORE {
-        return Finding::fail(CHECK, format!("it is {now} here, and kitfs is younger than that"), Some(cure()));
+        return Finding::fail(CHECK, format!("it is {} here, and kitfs is younger than that", shown(now)), Some(cure()));
     }
     match other {
         Some((who, other)) if now.duration_since(other).unsigned_abs() > CLOCK_SKEW_MAX => {
-            Finding::warn(CHECK, format!("it is {now} here, and {other} at {who}"), cure())
+            Finding::warn(CHECK, format!("it is {} here, and {} at {who}", shown(now), shown(other)), cure())
         }
         Some((who, _)) => Finding::ok(CHECK, format!("it agrees with that of {who}")),
-        None => Finding::ok(CHECK, format!("it is {now}")),
+        None => Finding::ok(CHECK, format!("it is {}", shown(now))),
     }
 }
 

@@ -212,8 +212,8 @@ impl Fetcher {
         let digest = spec.descriptor.digest;
         match (outcome, failed) {
             (Ok(layer), _) => {
-                let milliseconds = started.elapsed().as_millis() as u64;
-                tracing::info!(layer = %digest, bytes = spec.descriptor.size, milliseconds, "layer is here");
+                // Who fetched it said so; it may have been another process.
+                tracing::debug!(layer = %digest, bytes = spec.descriptor.size, seconds = started.elapsed().as_secs_f64(), "layer is here");
                 self.tell(slot, Ok(layer));
             }
             (Err(_), Some(failed)) => {

@@ -408,6 +408,15 @@ pub const NOT_BEFORE: Timestamp = Timestamp::constant(1_767_225_600, 0);
 /// Bytes of a log before it turns over; two of them can exist. It lies in `/run`, which is memory.
 pub const LOG_BYTES: u64 = 10 << 20;
 
+/// How long lines are counted that say the same.
+pub const LOG_WINDOW: Duration = Duration::from_secs(60);
+/// Lines that say the same in that time: enough to see that it goes on.
+pub const LOG_SAME_MAX: u64 = 10;
+/// Lines that come from the same place in the code in that time, whatever they say: more layers than a kit fetches in a minute, fewer than reads.
+pub const LOG_SIMILAR_MAX: u64 = 600;
+/// Different lines that are counted at once; each takes some 100 bytes.
+pub const LOG_KNOWN_MAX: usize = 256;
+
 // ---- daemon
 
 /// Bytes of a line that a supervisor says before it serves: its texts at their limit, with every character escaped.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::filter::Selection;
 use crate::limits::PLAN_BYTES;
+use crate::log::Format;
 use crate::source::SourceOptions;
 
 /// The plan; see the module's text.
@@ -65,6 +66,9 @@ pub struct MountPlan {
     /// Datasets that live elsewhere, for `kitfs status`.
     #[serde(default)]
     pub remote: Vec<RemoteRecord>,
+    /// How supervisor and workers log.
+    #[serde(default)]
+    pub log_format: Format,
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
     pub lacking: Lacking,

@@ -32,7 +32,7 @@ use crate::limits::{
     HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, OWN_DEATHS_MAX, OWN_DEATHS_WINDOW, RESTART_DELAY_FIRST, RESTART_DELAY_MAX, START_LIMIT,
     STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
 };
-use crate::log::Destination;
+use crate::log::{self, Destination};
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
 use crate::plan::MountPlan;
@@ -201,10 +201,14 @@ impl<'a> Supervisor<'a> {
             self.reap();
             if self.worker.as_ref().is_some_and(|worker| worker.ready)
                 && let Some(ready) = ready.take()
-                && let Err(error) = ready.ok()
             {
-                tracing::info!(%error, "nobody waits for the mount any more: detaching");
-                self.stop_for_good();
+                let MountPlan { mountpoint, reference, digest, .. } = self.plan;
+                let passthrough = self.page.io_mode() == Some(IoMode::Passthrough);
+                tracing::info!(mountpoint = %mountpoint.display(), reference, %digest, passthrough, "mounted");
+                if let Err(error) = ready.ok() {
+                    tracing::info!(%error, "nobody waits for the mount any more: detaching");
+                    self.stop_for_good();
+                }
             }
             if Instant::now() >= self.ticks.next {
                 self.ticks.next = Instant::now() + TICK;
@@ -288,7 +292,7 @@ impl<'a> Supervisor<'a> {
                     }
                     (FromWorker::Stopped, _) => worker.stopped = true,
                     (FromWorker::Failed { message }, _) => {
-                        tracing::error!(pid = worker.pid(), message, "worker cannot serve");
+                        tracing::error!(pid = worker.pid(), reason = message, "worker cannot serve");
                         self.failure = Some(message);
                     }
                 },
@@ -364,6 +368,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn tick(&mut self) {
+        log::tell_left_out();
         let (heartbeat, rounds) = (self.page.heartbeat(), self.page.rounds());
         let takes_none = std::mem::replace(&mut self.ticks.heartbeat, heartbeat) == heartbeat;
         let watches_none = std::mem::replace(&mut self.ticks.rounds, rounds) == rounds;

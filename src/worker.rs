@@ -27,7 +27,7 @@ use crate::fuse::{Adapter, Shared};
 use crate::kit::{KitLayer, LayerKind};
 use crate::layer::Archive;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
-use crate::log::Destination;
+use crate::log::{Destination, Format};
 use crate::oci::Reference;
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
@@ -54,6 +54,9 @@ pub struct Inherited {
     /// Where it logs to; without it, to stderr.
     #[arg(long)]
     log: Option<PathBuf>,
+    /// How it logs.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: Format,
     /// The mount's id, for detaching it if the supervisor is lost.
     #[arg(long)]
     mount_id: u64,
@@ -65,6 +68,11 @@ impl Inherited {
     /// Where the worker logs to.
     pub fn log(&self) -> Destination {
         self.log.clone().map_or(Destination::Stderr, Destination::File)
+    }
+
+    /// How it logs.
+    pub fn log_format(&self) -> Format {
+        self.log_format
     }
 }
 
@@ -299,7 +307,7 @@ fn obey(control: &Control, waiters: &Waiters, mountpoint: &std::path::Path, moun
                 let _supervisor_is_gone = control.send(&FromWorker::Stopped, None);
             }
             Ok(Some(Received { message: FromSupervisor::Resume, .. })) => waiters.stop(false),
-            Ok(Some(Received { message, .. })) => tracing::error!(?message, "the supervisor said something out of turn"),
+            Ok(Some(Received { message: said, .. })) => tracing::error!(?said, "the supervisor said something out of turn"),
             Ok(None) | Err(_) => {
                 tracing::error!("the supervisor is gone: detaching");
                 waiters.stop(true);

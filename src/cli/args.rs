@@ -10,6 +10,7 @@ use clap_complete::Shell;
 
 use crate::daemon::SupervisorArgs;
 use crate::filter::{Filter, Glob, Globs, Selection};
+use crate::log::Format;
 use crate::plan::Prefetch;
 use crate::worker;
 
@@ -166,6 +167,9 @@ pub(crate) struct Mount {
     /// Stay, log to stderr, and tell systemd when the mount serves
     #[arg(long, env = "KITFS_FOREGROUND", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) foreground: bool,
+    /// Log for people or, an object a line, for programs; RUST_LOG says how much
+    #[arg(long, value_enum, value_name = "FORMAT", env = "KITFS_LOG_FORMAT", hide_env = true, default_value = "text")]
+    pub(crate) log_format: Format,
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
@@ -381,7 +385,7 @@ mod tests {
         for good in [
             "mount r d",
             "mount --cache-dir c --prefetch none --plain-http --ca-cert f --offline --allow-other r d",
-            "mount --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
+            "mount --log-format json --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
             "mount r d --prefetch=small",
             "mount -f model -f datasets:a,./b --filter kitfile --include *.bin --include /m --exclude x/ r d",
             "pull -f docs r s",
@@ -426,6 +430,7 @@ mod tests {
             "mount --include !x r d",
             "mount --exclude a//b r d",
             "mount --uid x r d",
+            "mount --log-format xml r d",
             "mount --uid -1 r d",
             "umount",
             "umount --all d",

@@ -68,6 +68,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         references: references(&pinned).into_iter().zip(&members[1..]).map(|(found, member)| planned(found, member)).collect(),
         include_remote: arguments.wanted.include_remote,
         remote: remote(&pinned),
+        log_format: arguments.log_format,
         lacking: rehearsal::lacking(),
     };
     // What the supervisor still waits for is here already, so there is no more to show.

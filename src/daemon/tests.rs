@@ -37,6 +37,7 @@ impl Stage {
             references: Vec::new(),
             include_remote: false,
             remote: Vec::new(),
+            log_format: Default::default(),
             lacking: Lacking::default(),
         };
         let (interrupts, interrupt) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");

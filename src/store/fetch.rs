@@ -159,6 +159,7 @@ fn fetch(
             }
         };
         reporter.activity(Activity::Fetching, ingest.seen());
+        let (begun, bytes) = (Instant::now(), spec.descriptor.size.saturating_sub(ingest.seen()));
         match stream(store, spec, source, runtime, reporter, ingest) {
             Err(error @ StoreError::Content { .. }) => {
                 tracing::warn!(%layer, source = source.name(), error = chain(&error), from_disk, "a layer does not match");
@@ -169,6 +170,12 @@ fn fetch(
                 if mismatches >= limits::MISMATCHES {
                     return Err(error);
                 }
+            }
+            Ok(Some(stored)) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                let bytes_per_second = (bytes as f64 / seconds.max(f64::EPSILON)) as u64;
+                tracing::info!(%layer, source = source.name(), bytes, seconds, bytes_per_second, "layer fetched");
+                return Ok(Some(stored));
             }
             other => return other,
         }

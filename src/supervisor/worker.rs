@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::session::Mounted;
 use crate::control::{Control, FromSupervisor};
-use crate::log::Destination;
+use crate::log::{Destination, Format};
 use crate::page::Page;
 use crate::plan::MountPlan;
 use crate::store::Held;
@@ -66,6 +66,9 @@ impl Worker {
         }
         if let Destination::File(path) = log {
             command.arg("--log").arg(path);
+        }
+        if plan.log_format == Format::Json {
+            command.args(["--log-format", "json"]);
         }
         command.arg("--mount-id").arg(mounted.mount_id.to_string()).arg(plan.mountpoint.as_os_str());
         command.stdin(Stdio::null()).current_dir("/");

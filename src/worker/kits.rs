@@ -84,6 +84,7 @@ mod tests {
             references: vec![planned("mid"), planned("base")],
             include_remote: false,
             remote: Vec::new(),
+            log_format: Default::default(),
             lacking: Lacking::default(),
         }
     }

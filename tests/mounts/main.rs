@@ -20,6 +20,7 @@ mod fixtures_mount;
 mod inspect;
 mod kits;
 mod laziness;
+mod log;
 mod meanings;
 mod modelpack;
 mod offline;

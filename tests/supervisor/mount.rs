@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use kitfs::daemon::Ready;
 use kitfs::digest::{Algorithm, Digest};
-use kitfs::log::Destination;
+use kitfs::log::{Destination, Format};
 use kitfs::mountinfo;
 use kitfs::plan::{Lacking, MountPlan, Prefetch};
 use kitfs::run::{MountDir, MountState, Phase, RunDir};
@@ -103,6 +103,7 @@ impl Mount {
             references: Vec::new(),
             include_remote: false,
             remote: Vec::new(),
+            log_format: Format::Text,
             lacking: setup.lacking,
         };
         fs::write(path("plan.json"), serde_json::to_vec(&plan).expect("plain data")).expect("room");
