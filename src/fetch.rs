@@ -13,6 +13,7 @@ use tokio::runtime::{Handle, Runtime};
 use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, DEMANDED_FETCHES_MAX};
+use crate::metrics::Meter;
 use crate::source::{Source, SourceError};
 use crate::store::{Store, StoreError, VerifiedLayer};
 
@@ -25,6 +26,7 @@ pub struct Fetcher {
     connected: Mutex<Option<Connected>>,
     inner: Mutex<Inner>,
     listener: OnceLock<Listener>,
+    meter: Meter,
 }
 
 /// Opens one of the sources by its number, when the first layer has to come from it.
@@ -93,9 +95,9 @@ struct State {
 
 impl Fetcher {
     /// A fetcher for the layers of a plan, each with the number of its source; the n-th has slot n + 1.
-    pub fn new(store: Store, layers: Vec<(LayerSpec, usize)>, connect: Connect) -> Arc<Self> {
+    pub fn new(store: Store, layers: Vec<(LayerSpec, usize)>, connect: Connect, meter: Meter) -> Arc<Self> {
         let inner = Inner { layers: vec![State::default(); layers.len()], ..Inner::default() };
-        Arc::new(Self { store, layers, connect, connected: Mutex::new(None), inner: Mutex::new(inner), listener: OnceLock::new() })
+        Arc::new(Self { store, layers, connect, connected: Mutex::new(None), inner: Mutex::new(inner), listener: OnceLock::new(), meter })
     }
 
     /// Sets who is told how fetches end; before the first wish.
@@ -217,6 +219,7 @@ impl Fetcher {
                 self.tell(slot, Ok(layer));
             }
             (Err(_), Some(failed)) => {
+                self.meter.failed(&failed.class);
                 tracing::warn!(layer = %digest, error = failed.message, "layer failed");
                 self.tell(slot, Err(failed));
             }

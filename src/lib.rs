@@ -48,6 +48,7 @@ pub mod layer;
 pub mod layout;
 pub mod limits;
 pub mod log;
+pub mod metrics;
 pub mod mountinfo;
 pub mod node;
 pub mod oci;

@@ -417,6 +417,21 @@ pub const LOG_SIMILAR_MAX: u64 = 600;
 /// Different lines that are counted at once; each takes some 100 bytes.
 pub const LOG_KNOWN_MAX: usize = 256;
 
+// ---- metrics
+
+/// Bytes of a request for metrics; a scraper sends some 300.
+pub const METRICS_REQUEST_BYTES: usize = 8 << 10;
+/// Headers of such a request.
+pub const METRICS_HEADERS: usize = 64;
+/// How long a request may take to come, and how long nobody may take what is answered: on the same host it is milliseconds, and a scraper waits 10 s.
+pub const METRICS_TIME: Duration = Duration::from_secs(2);
+/// Requests that are answered at once; the others wait for [`METRICS_TIME`] at most for each before them.
+pub const METRICS_THREADS: usize = 2;
+/// Requests that wait to be answered.
+pub const METRICS_BACKLOG: i32 = 16;
+/// How long it is waited after a request that could not be taken.
+pub const METRICS_PAUSE: Duration = Duration::from_millis(100);
+
 // ---- daemon
 
 /// Bytes of a line that a supervisor says before it serves: its texts at their limit, with every character escaped.

@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::filter::Selection;
 use crate::limits::PLAN_BYTES;
 use crate::log::Format;
+use crate::metrics::Address;
 use crate::source::SourceOptions;
 
 /// The plan; see the module's text.
@@ -69,6 +70,9 @@ pub struct MountPlan {
     /// How supervisor and workers log.
     #[serde(default)]
     pub log_format: Format,
+    /// Where metrics are told.
+    #[serde(default)]
+    pub metrics: Option<Address>,
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
     pub lacking: Lacking,

@@ -3,6 +3,7 @@
 //! The one trait of kitfs: implemented by [`crate::registry`], by [`crate::layout`] and by the tests' fault injector. Whatever comes
 //! out of it is [`Unverified`].
 
+mod metered;
 mod offline;
 mod open;
 
@@ -18,6 +19,7 @@ use futures_util::stream::BoxStream;
 use crate::descriptor::Descriptor;
 use crate::verify::Unverified;
 
+pub use metered::{Count, metered};
 pub use open::{SourceOptions, asking, before_mount, open, reach};
 
 pub use crate::registry::{Reached, Wants};

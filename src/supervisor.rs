@@ -33,6 +33,7 @@ use crate::limits::{
     STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
 };
 use crate::log::{self, Destination};
+use crate::metrics::{Address, Bound};
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
 use crate::plan::MountPlan;
@@ -91,6 +92,8 @@ struct Supervisor<'a> {
     plan_fd: OwnedFd,
     /// Where workers log to.
     log: &'a Destination,
+    /// Where workers tell metrics.
+    metrics: Option<Bound>,
     mounted: Mounted,
     page: Page,
     dir: &'a MountDir,
@@ -136,6 +139,10 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
+        let metrics = plan.metrics.as_ref().map(Address::bind).transpose().map_err(own("the address for metrics"))?;
+        if let Some(bound) = &metrics {
+            tracing::info!(address = %bound.address, "metrics are told");
+        }
         let mounted =
             session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
         let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
@@ -144,6 +151,7 @@ impl<'a> Supervisor<'a> {
             plan,
             plan_fd,
             log,
+            metrics,
             mounted,
             page,
             dir,
@@ -255,7 +263,7 @@ impl<'a> Supervisor<'a> {
             return;
         }
         let begin = FromSupervisor::Begin { cautious: self.is_cautious(), stopping: self.stopping };
-        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, &begin) {
+        match Worker::start(self.plan, &self.plan_fd, self.log, self.metrics.as_ref(), &self.mounted, &self.page, &self.held, &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::limits::{FOREIGN_CALLER_SILENCE, KERNEL_TIMEOUT_MARGIN, PARKED_MAX, WATCH_INTERVAL};
+use crate::metrics::Meter;
 use crate::tree::Group;
 
 /// What a request waits for.
@@ -59,6 +60,7 @@ pub struct Waiters {
     arrived: Condvar,
     fetched: Fetched,
     watched: Watched,
+    meter: Meter,
     /// Longest time that the kernel lets a request wait before it aborts the connection.
     patience: Option<Duration>,
 }
@@ -81,12 +83,13 @@ struct Parked {
 
 impl Waiters {
     /// No waiter yet.
-    pub fn new(fetched: Fetched, watched: Watched) -> Arc<Self> {
+    pub fn new(fetched: Fetched, watched: Watched, meter: Meter) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::default(),
             arrived: Condvar::new(),
             fetched,
             watched,
+            meter,
             patience: kernel_patience(Path::new(SETTINGS)),
         })
     }
@@ -134,6 +137,7 @@ impl Waiters {
             released
         };
         for parked in released {
+            self.meter.waited(parked.since.elapsed());
             (parked.resume)(outcome);
         }
     }
@@ -150,6 +154,7 @@ impl Waiters {
             std::mem::take(&mut inner.parked)
         };
         for parked in released.into_values().flatten() {
+            self.meter.waited(parked.since.elapsed());
             (parked.resume)(Err(Errno::NODEV));
         }
     }
@@ -202,6 +207,7 @@ impl Waiters {
                 parked.verdict(now, &signals, self.patience).is_some()
             });
             for parked in taken {
+                self.meter.waited(now.duration_since(parked.since));
                 let errno = parked.verdict(now, &signals, self.patience).unwrap_or(Errno::INTR);
                 ended.push((parked.resume, errno));
             }
@@ -344,7 +350,7 @@ mod tests {
     }
 
     fn waiters() -> Arc<Waiters> {
-        Waiters::new(Box::new(|_| 0), Box::new(|_| {}))
+        Waiters::new(Box::new(|_| 0), Box::new(|_| {}), Meter::default())
     }
 
     fn parked(waiters: &Arc<Waiters>, need: Need) -> mpsc::Receiver<Result<(), Errno>> {

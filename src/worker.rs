@@ -28,6 +28,7 @@ use crate::kit::{KitLayer, LayerKind};
 use crate::layer::Archive;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
 use crate::log::{Destination, Format};
+use crate::metrics::{self, Look, Meter, Named, Snapshot};
 use crate::oci::Reference;
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
@@ -51,6 +52,9 @@ pub struct Inherited {
     /// The sealed plan.
     #[arg(long)]
     plan_fd: RawFd,
+    /// Where it tells metrics.
+    #[arg(long)]
+    metrics_fd: Option<RawFd>,
     /// Where it logs to; without it, to stderr.
     #[arg(long)]
     log: Option<PathBuf>,
@@ -93,8 +97,10 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
     // SAFETY: the supervisor left exactly these four open for us, nobody else uses them.
     let [device, page, control, plan] =
         [inherited.device_fd, inherited.page_fd, inherited.control_fd, inherited.plan_fd].map(|fd| unsafe { own(fd) });
+    // SAFETY: likewise.
+    let metrics = inherited.metrics_fd.map(|fd| unsafe { own(fd) });
     let control = Arc::new(Control::from_fd(control));
-    let served = serve(inherited, device, page, &control, &plan);
+    let served = serve(inherited, device, page, &control, &plan, metrics);
     if let Err(error) = &served {
         let _supervisor_is_gone = control.send(&FromWorker::failed(&**error), None);
     }
@@ -107,6 +113,7 @@ fn serve(
     page: OwnedFd,
     control: &Arc<Control>,
     plan: &OwnedFd,
+    metrics: Option<OwnedFd>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
@@ -115,19 +122,24 @@ fn serve(
 
     let places = std::iter::once(&plan.reference).chain(plan.references.iter().map(|kit| &kit.found.source));
     let places = places.map(|place| place.parse()).collect::<Result<Vec<Reference>, _>>()?;
+    let meter = if metrics.is_some() { Meter::on() } else { Meter::default() };
     let connect = {
-        let plan = Arc::clone(&plan);
-        Box::new(move |kit: usize| crate::source::open(&places[kit], &plan.access))
+        let (plan, meter) = (Arc::clone(&plan), meter.clone());
+        Box::new(move |kit: usize| {
+            let source = crate::source::open(&places[kit], &plan.access)?;
+            let meter = meter.clone();
+            Ok(if meter.is_on() { crate::source::metered(source, Arc::new(move |bytes| meter.fetched(bytes))) } else { source })
+        })
     };
     let layers = lineage.layers.iter().enumerate().map(|(position, layer)| (layer.spec.clone(), lineage.owner(position)));
-    let fetcher = Fetcher::new(store.clone(), layers.collect(), connect);
+    let fetcher = Fetcher::new(store.clone(), layers.collect(), connect, meter.clone());
     // The filesystem tells the waiters what came, and the waiters ask the filesystem how much of it did.
     let filesystem: Arc<OnceLock<Arc<Fs>>> = Arc::default();
     let waiters = {
         let filesystem = Arc::clone(&filesystem);
         let page = page.clone();
         let fetched = Box::new(move |need| filesystem.get().map_or(0, |fs: &Arc<Fs>| fs.fetched_bytes(need)));
-        Waiters::new(fetched, Box::new(move |parked| page.watched(parked)))
+        Waiters::new(fetched, Box::new(move |parked| page.watched(parked)), meter.clone())
     };
     let house: Arc<OnceLock<House>> = Arc::default();
     let ended = {
@@ -165,6 +177,7 @@ fn serve(
         uid: plan.uid,
         gid: plan.gid,
         passthrough,
+        meter: meter.clone(),
         size: lineage.layers.iter().map(|layer| layer.spec.descriptor.size).sum(),
     });
 
@@ -184,12 +197,45 @@ fn serve(
         let (mountpoint, mount_id) = (inherited.mountpoint.clone(), inherited.mount_id);
         move || obey(&control, &waiters, &mountpoint, mount_id)
     })?;
+    if let Some(listener) = metrics
+        && let Some(registry) = meter.registry(named(&plan), look(&fs, &page))
+    {
+        metrics::serve(listener, registry)?;
+    }
     control.send(&FromWorker::Ready, None)?;
     if !stopping {
         fetcher.prefetch(prefetched(&plan, &lineage.layers, &fs));
     }
     session.run()?;
     Ok(())
+}
+
+fn named(plan: &MountPlan) -> Named {
+    let (reference, digest) = (plan.reference.clone(), plan.digest.to_string());
+    Named { reference, digest, mountpoint: plan.mountpoint.display().to_string() }
+}
+
+/// What somebody who asks for metrics is told beside the counters.
+fn look(fs: &Arc<Fs>, page: &Page) -> Look {
+    let (fs, page) = (Arc::downgrade(fs), page.clone());
+    Box::new(move || {
+        let mut layers = ["absent", "waiting", "fetching", "cached", "failed"].map(|state| (state, 0));
+        let mut mismatches = 0;
+        if let Some(fs) = fs.upgrade() {
+            mismatches = fs.mismatches();
+            for (slot, _) in (1..).zip(fs.specs()) {
+                let state = match fs.standing(slot) {
+                    LayerStanding::Absent => 0,
+                    LayerStanding::Waiting => 1,
+                    LayerStanding::Fetching => 2,
+                    LayerStanding::Cached => 3,
+                    LayerStanding::Failed(_) => 4,
+                };
+                layers[state].1 += 1;
+            }
+        }
+        Snapshot { layers: layers.into(), waiting: page.parked().into(), restarts: page.restarts().into(), mismatches }
+    })
 }
 
 /// Takes over the layers that were open when the last worker died, until the supervisor says that these were all.

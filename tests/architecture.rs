@@ -23,6 +23,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["signature"]),
     ("zstd_safe", &["inflate"]),
     ("pem", &["policy"]),
+    ("prometheus_client", &["metrics"]),
     ("regex_automata", &["policy"]),
     ("regex_syntax", &["policy"]),
     ("regorus", &["policy"]),

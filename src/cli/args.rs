@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use crate::daemon::SupervisorArgs;
 use crate::filter::{Filter, Glob, Globs, Selection};
 use crate::log::Format;
+use crate::metrics::Address;
 use crate::plan::Prefetch;
 use crate::worker;
 
@@ -170,6 +171,9 @@ pub(crate) struct Mount {
     /// Log for people or, an object a line, for programs; RUST_LOG says how much
     #[arg(long, value_enum, value_name = "FORMAT", env = "KITFS_LOG_FORMAT", hide_env = true, default_value = "text")]
     pub(crate) log_format: Format,
+    /// Tell metrics at ADDR: PORT (of 127.0.0.1), ADDRESS:PORT, or unix:PATH for a socket that only this user may use
+    #[arg(long, value_name = "ADDR", env = "KITFS_METRICS", hide_env = true)]
+    pub(crate) metrics: Option<Address>,
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
@@ -385,7 +389,7 @@ mod tests {
         for good in [
             "mount r d",
             "mount --cache-dir c --prefetch none --plain-http --ca-cert f --offline --allow-other r d",
-            "mount --log-format json --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
+            "mount --log-format json --metrics 9464 --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
             "mount r d --prefetch=small",
             "mount -f model -f datasets:a,./b --filter kitfile --include *.bin --include /m --exclude x/ r d",
             "pull -f docs r s",
@@ -431,6 +435,7 @@ mod tests {
             "mount --exclude a//b r d",
             "mount --uid x r d",
             "mount --log-format xml r d",
+            "mount --metrics host:1 r d",
             "mount --uid -1 r d",
             "umount",
             "umount --all d",

@@ -15,6 +15,7 @@ use crate::digest::Digest;
 use crate::fs;
 use crate::index::Index;
 use crate::kit::{Lineage, Member};
+use crate::metrics::Address;
 use crate::plan::{MountPlan, PlannedKit, ReferenceRecord};
 use crate::preflight::Preflight;
 use crate::store::VerifiedLayer;
@@ -23,6 +24,8 @@ use crate::{rehearsal, run};
 
 pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     reference(&arguments.reference)?;
+    let metrics = arguments.metrics.clone().map(Address::absolute).transpose();
+    let metrics = metrics.map_err(|source| CliError::Folder { path: ".".into(), source })?;
     let run_dir = umount::open(&arguments.run)?;
     let session = Session::open(&arguments.sources)?;
     let preflight = Preflight {
@@ -69,6 +72,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         include_remote: arguments.wanted.include_remote,
         remote: remote(&pinned),
         log_format: arguments.log_format,
+        metrics,
         lacking: rehearsal::lacking(),
     };
     // What the supervisor still waits for is here already, so there is no more to show.

@@ -38,6 +38,7 @@ impl Stage {
             include_remote: false,
             remote: Vec::new(),
             log_format: Default::default(),
+            metrics: None,
             lacking: Lacking::default(),
         };
         let (interrupts, interrupt) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");

@@ -1,6 +1,7 @@
 //! Getting a layer here: whose turn it is, what is done first, and how often.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -117,6 +118,7 @@ fn verify_again(store: &Arc<Inner>, spec: &LayerSpec, reporter: &mut Reporter<'_
     match found {
         Ok(Found::Sound) => recheck::make_durable(store, spec, &dir),
         Ok(Found::Damaged { expected, got }) => {
+            store.mismatches.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%layer, %expected, %got, "a layer of the cache was damaged and is withdrawn");
             recheck::withdraw(store, layer, &dir)
         }
@@ -162,6 +164,7 @@ fn fetch(
         let (begun, bytes) = (Instant::now(), spec.descriptor.size.saturating_sub(ingest.seen()));
         match stream(store, spec, source, runtime, reporter, ingest) {
             Err(error @ StoreError::Content { .. }) => {
+                store.mismatches.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%layer, source = source.name(), error = chain(&error), from_disk, "a layer does not match");
                 // Half of it came from disk, so nobody knows whose fault it is; there is nothing left to go on from the next time.
                 if !from_disk {

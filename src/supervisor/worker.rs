@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::session::Mounted;
 use crate::control::{Control, FromSupervisor};
 use crate::log::{Destination, Format};
+use crate::metrics::Bound;
 use crate::page::Page;
 use crate::plan::MountPlan;
 use crate::store::Held;
@@ -51,6 +52,7 @@ impl Worker {
         plan: &MountPlan,
         plan_fd: &OwnedFd,
         log: &Destination,
+        metrics: Option<&Bound>,
         mounted: &Mounted,
         page: &Page,
         held: &BTreeMap<u16, Held>,
@@ -58,10 +60,11 @@ impl Worker {
     ) -> io::Result<Self> {
         let (ours, theirs) = Control::pair()?;
         let device = mounted.device_for_worker()?;
-        let inherited: [RawFd; 4] = [device.as_raw_fd(), page.as_fd().as_raw_fd(), theirs.as_fd().as_raw_fd(), plan_fd.as_raw_fd()];
+        let mut inherited = vec![device.as_raw_fd(), page.as_fd().as_raw_fd(), theirs.as_fd().as_raw_fd(), plan_fd.as_raw_fd()];
+        inherited.extend(metrics.map(|bound| bound.as_fd().as_raw_fd()));
         let mut command = Command::new("/proc/self/exe");
         command.arg("__worker");
-        for (option, fd) in ["--device-fd", "--page-fd", "--control-fd", "--plan-fd"].into_iter().zip(inherited) {
+        for (option, fd) in ["--device-fd", "--page-fd", "--control-fd", "--plan-fd", "--metrics-fd"].into_iter().zip(&inherited) {
             command.arg(option).arg(fd.to_string());
         }
         if let Destination::File(path) = log {
@@ -84,7 +87,7 @@ impl Worker {
                 for signal in ENDING {
                     libc::signal(signal, libc::SIG_IGN);
                 }
-                for fd in inherited {
+                for &fd in &inherited {
                     if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
                         return Err(io::Error::last_os_error());
                     }

@@ -85,6 +85,7 @@ mod tests {
             include_remote: false,
             remote: Vec::new(),
             log_format: Default::default(),
+            metrics: None,
             lacking: Lacking::default(),
         }
     }

@@ -22,6 +22,7 @@ mod kits;
 mod laziness;
 mod log;
 mod meanings;
+mod metrics;
 mod modelpack;
 mod offline;
 mod packer;

@@ -104,6 +104,7 @@ impl Mount {
             include_remote: false,
             remote: Vec::new(),
             log_format: Format::Text,
+            metrics: None,
             lacking: setup.lacking,
         };
         fs::write(path("plan.json"), serde_json::to_vec(&plan).expect("plain data")).expect("room");
