@@ -24,7 +24,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use self::session::Mounted;
 pub use self::trial::{Trial, trial};
-use self::worker::{Death, Worker};
+use self::worker::{Death, Outlets, Worker};
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
 use crate::failure::chain;
@@ -263,7 +263,8 @@ impl<'a> Supervisor<'a> {
             return;
         }
         let begin = FromSupervisor::Begin { cautious: self.is_cautious(), stopping: self.stopping };
-        match Worker::start(self.plan, &self.plan_fd, self.log, self.metrics.as_ref(), &self.mounted, &self.page, &self.held, &begin) {
+        let outlets = Outlets { log: self.log, metrics: self.metrics.as_ref() };
+        match Worker::start(self.plan, &self.plan_fd, outlets, &self.mounted, &self.page, &self.held, &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);

@@ -35,6 +35,13 @@ pub(super) struct Worker {
     oom_kills: Option<u64>,
 }
 
+/// Where a worker tells what it does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outlets<'a> {
+    pub(super) log: &'a Destination,
+    pub(super) metrics: Option<&'a Bound>,
+}
+
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Death {
@@ -51,8 +58,7 @@ impl Worker {
     pub(super) fn start(
         plan: &MountPlan,
         plan_fd: &OwnedFd,
-        log: &Destination,
-        metrics: Option<&Bound>,
+        outlets: Outlets<'_>,
         mounted: &Mounted,
         page: &Page,
         held: &BTreeMap<u16, Held>,
@@ -61,13 +67,13 @@ impl Worker {
         let (ours, theirs) = Control::pair()?;
         let device = mounted.device_for_worker()?;
         let mut inherited = vec![device.as_raw_fd(), page.as_fd().as_raw_fd(), theirs.as_fd().as_raw_fd(), plan_fd.as_raw_fd()];
-        inherited.extend(metrics.map(|bound| bound.as_fd().as_raw_fd()));
+        inherited.extend(outlets.metrics.map(|bound| bound.as_fd().as_raw_fd()));
         let mut command = Command::new("/proc/self/exe");
         command.arg("__worker");
         for (option, fd) in ["--device-fd", "--page-fd", "--control-fd", "--plan-fd", "--metrics-fd"].into_iter().zip(&inherited) {
             command.arg(option).arg(fd.to_string());
         }
-        if let Destination::File(path) = log {
+        if let Destination::File(path) = outlets.log {
             command.arg("--log").arg(path);
         }
         if plan.log_format == Format::Json {
