@@ -84,12 +84,12 @@ impl<S: Subscriber> Layer<S> for Repeats {
         let (same, message) = (said.hasher.finish(), said.message);
         let now = Instant::now();
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.admit(same, &message, now) && seen.admit_place(place, &message, now)
+        seen.says(same, &message, now) && seen.says_at(place, &message, now)
     }
 }
 
 impl Seen {
-    fn admit(&mut self, key: u64, like: &str, now: Instant) -> bool {
+    fn says(&mut self, key: u64, like: &str, now: Instant) -> bool {
         if !self.lines.contains_key(&key) && self.lines.len() >= LOG_KNOWN_MAX {
             self.forget(now);
         }
@@ -99,7 +99,7 @@ impl Seen {
         admitted
     }
 
-    fn admit_place(&mut self, place: u64, like: &str, now: Instant) -> bool {
+    fn says_at(&mut self, place: u64, like: &str, now: Instant) -> bool {
         let (admitted, left_out) = self.places.entry(place).or_insert_with(|| Line::new(like, LOG_SIMILAR_MAX, now)).count(now);
         self.owe(like, left_out);
         admitted
@@ -227,7 +227,7 @@ mod tests {
         let start = Instant::now();
         let mut seen = Seen::default();
         let many = 2 * LOG_SAME_MAX;
-        let admitted = |seen: &mut Seen, at| (0..many).filter(|_| seen.admit(1, "x", at)).count() as u64;
+        let admitted = |seen: &mut Seen, at| (0..many).filter(|_| seen.says(1, "x", at)).count() as u64;
         assert_eq!(admitted(&mut seen, start), LOG_SAME_MAX);
         assert_eq!(admitted(&mut seen, start + LOG_WINDOW - Duration::from_millis(1)), 0);
         assert_eq!(admitted(&mut seen, start + LOG_WINDOW), LOG_SAME_MAX);
@@ -235,7 +235,7 @@ mod tests {
         // More kinds of lines than are remembered: the oldest goes, with its count.
         for key in 0..=LOG_KNOWN_MAX as u64 {
             let at = start + Duration::from_millis(key);
-            (0..LOG_SAME_MAX + 2).for_each(|_| _ = seen.admit(key, "y", at));
+            (0..LOG_SAME_MAX + 2).for_each(|_| _ = seen.says(key, "y", at));
         }
         assert_eq!(seen.lines.len(), LOG_KNOWN_MAX);
         assert_eq!(seen.settle(start, true), [("y".to_owned(), 2 * (LOG_KNOWN_MAX as u64 + 1))]);
