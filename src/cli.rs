@@ -6,6 +6,7 @@
 
 mod args;
 mod cache;
+mod doctor;
 mod error;
 mod explain;
 mod fetch;
@@ -60,6 +61,7 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
@@ -94,19 +96,7 @@ struct Session {
 
 impl Session {
     fn open(sources: &Sources) -> Result<Self, CliError> {
-        let dir = cache_dir(&sources.cache)?;
-        let ca_cert = sources.ca_cert.clone();
-        let ca_cert = ca_cert.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
-        // Said in the mount's plan, so that its worker looks where this command did.
-        let kitops_home = credentials::kit_home();
-        let kitops_home =
-            kitops_home.map(|path| std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })).transpose()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
-        Ok(Self {
-            store: Store::open(&dir)?,
-            options: SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home },
-            runtime: runtime.map_err(CliError::Runtime)?,
-        })
+        Ok(Self { store: store(sources)?, options: options(sources)?, runtime: runtime()? })
     }
 
     /// Lets the cache hold as much as was said, if anything was.
@@ -152,11 +142,30 @@ fn remark(reference: &Reference, pinned: &Pinned) {
     }
 }
 
+fn store(sources: &Sources) -> Result<Store, CliError> {
+    Ok(Store::open(&cache_dir(&sources.cache)?)?)
+}
+
+fn options(sources: &Sources) -> Result<SourceOptions, CliError> {
+    // Said in the mount's plan, so that its worker looks where this command did.
+    let kitops_home = credentials::kit_home().map(absolute).transpose()?;
+    let ca_cert = sources.ca_cert.clone().map(absolute).transpose()?;
+    Ok(SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home })
+}
+
+fn runtime() -> Result<Runtime, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("net").enable_all().build();
+    runtime.map_err(CliError::Runtime)
+}
+
+/// A relative path is the caller's; what stays in the background stands elsewhere.
+fn absolute(path: PathBuf) -> Result<PathBuf, CliError> {
+    std::path::absolute(&path).map_err(|source| CliError::Folder { path, source })
+}
+
 /// Where the cache is.
 fn cache_dir(cache: &CacheDir) -> Result<PathBuf, CliError> {
-    let dir = cache.path().ok_or(CliError::NoCacheDir)?;
-    // A relative folder is the caller's; what stays in the background stands elsewhere.
-    std::path::absolute(&dir).map_err(|source| CliError::Folder { path: dir, source })
+    absolute(cache.path().ok_or(CliError::NoCacheDir)?)
 }
 
 /// All of a file that was named, up to one byte more than `limit`, so that whoever reads it can tell.

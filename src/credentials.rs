@@ -47,6 +47,8 @@ pub struct Found {
     pub login: Option<Login>,
     /// For people: which file or helper it came from, or why there is none. Never a secret.
     pub origin: String,
+    /// A file could not be used before one was found or the last was looked at.
+    pub trouble: bool,
 }
 
 /// A login at a registry.
@@ -167,7 +169,9 @@ impl Credentials {
         let mut trouble = Vec::new();
         for file in &self.files {
             match self.look_into(file, host, repository) {
-                Ok(Some((login, origin))) => return Found { login: Some(login), origin: format!("the login in {origin}") },
+                Ok(Some((login, origin))) => {
+                    return Found { login: Some(login), origin: format!("the login in {origin}"), trouble: !trouble.is_empty() };
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(file = %file.display(), %error, "skipping a credential file");
@@ -177,7 +181,7 @@ impl Credentials {
         }
         let origin =
             if trouble.is_empty() { format!("no login for {host}") } else { format!("no login for {host} ({})", trouble.join("; ")) };
-        Found { login: None, origin }
+        Found { login: None, origin, trouble: !trouble.is_empty() }
     }
 
     fn look_into(&self, path: &Path, host: &str, repository: &str) -> Result<Option<(Login, String)>, CredentialError> {

@@ -165,7 +165,7 @@ impl Ready {
         match &self.pipe {
             Some(pipe) => {
                 if let Err(error) = say(pipe, &Said::Failed { error: cut(message), hint: hint.map(cut), exit_code }) {
-                    tracing::error!(%error, message, "nobody hears why the mount failed");
+                    tracing::error!(%error, reason = message, "nobody hears why the mount failed");
                 }
             }
             None => {

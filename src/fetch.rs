@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, DEMANDED_FETCHES_MAX};
+use crate::metrics::Meter;
 use crate::source::{Source, SourceError};
 use crate::store::{Store, StoreError, VerifiedLayer};
 
@@ -27,6 +28,7 @@ pub struct Fetcher {
     inner: Mutex<Inner>,
     listener: OnceLock<Listener>,
     witness: OnceLock<Witness>,
+    meter: Meter,
 }
 
 /// Opens one of the sources by its number, when the first layer has to come from it.
@@ -98,7 +100,7 @@ struct State {
 
 impl Fetcher {
     /// A fetcher for the layers of a plan, each with the number of its source; the n-th has slot n + 1.
-    pub fn new(store: Store, layers: Vec<(LayerSpec, usize)>, connect: Connect) -> Arc<Self> {
+    pub fn new(store: Store, layers: Vec<(LayerSpec, usize)>, connect: Connect, meter: Meter) -> Arc<Self> {
         let inner = Inner { layers: vec![State::default(); layers.len()], ..Inner::default() };
         Arc::new(Self {
             store,
@@ -108,6 +110,7 @@ impl Fetcher {
             inner: Mutex::new(inner),
             listener: OnceLock::new(),
             witness: OnceLock::new(),
+            meter,
         })
     }
 
@@ -241,11 +244,12 @@ impl Fetcher {
         let digest = spec.descriptor.digest;
         match (outcome, failed) {
             (Ok(layer), _) => {
-                let milliseconds = started.elapsed().as_millis() as u64;
-                tracing::info!(layer = %digest, bytes = spec.descriptor.size, milliseconds, "layer is here");
+                // Who fetched it said so; it may have been another process.
+                tracing::debug!(layer = %digest, bytes = spec.descriptor.size, seconds = started.elapsed().as_secs_f64(), "layer is here");
                 self.tell(slot, Ok(layer));
             }
             (Err(_), Some(failed)) => {
+                self.meter.failed(&failed.class);
                 tracing::warn!(layer = %digest, error = failed.message, "layer failed");
                 // Before a reader hears of it.
                 if let (ErrorClass::Content, Some(witness)) = (failed.class, self.witness.get()) {

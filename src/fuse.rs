@@ -22,6 +22,7 @@ use crate::control::{Control, FromWorker};
 use crate::fs::{Answer, Fs, Opened};
 use crate::index::Kind;
 use crate::limits::{LISTING_BYTES, LISTING_BYTES_MIN, REQUEST_ATTEMPTS_MAX};
+use crate::metrics::Meter;
 use crate::node::NodeId;
 use crate::page::{Page, Release};
 use crate::rehearsal;
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) passthrough: bool,
     /// What the root's attributes say of the decisions that the mount rests on.
     pub(crate) attributes: Vec<(&'static str, String)>,
+    /// Counts for whoever watches over the mount.
+    pub(crate) meter: Meter,
     /// What `statfs` shows: the sum of the layers' sizes in bytes.
     pub(crate) size: u64,
 }
@@ -230,7 +233,10 @@ impl Shared {
                     self.page.acquire_backing(id.to_wire(), (device, inode), || self.device.backing_open(file.as_fd()))
                 });
                 match acquired {
-                    Ok(Some(backing)) => self.device.opened(unique, FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, backing),
+                    Ok(Some(backing)) => {
+                        self.meter.opened(true);
+                        self.device.opened(unique, FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, backing);
+                    }
                     // Another file than the one that is open under this id: the kernel looks up again and gets the new id.
                     Ok(None) => {
                         self.undo_open(id);
@@ -243,7 +249,10 @@ impl Shared {
                     }
                 }
             }
-            _ => self.device.opened(unique, FOPEN_KEEP_CACHE | FOPEN_NOFLUSH, 0),
+            _ => {
+                self.meter.opened(false);
+                self.device.opened(unique, FOPEN_KEEP_CACHE | FOPEN_NOFLUSH, 0);
+            }
         }
         Ok(Outcome::Answered)
     }
@@ -393,6 +402,7 @@ impl Filesystem for Adapter {
                 match shared.fs.read(NodeId::from_wire(ino.0), offset, &mut buffer[..size])? {
                     Answer::Wait(need) => Ok(Outcome::Waits(need)),
                     Answer::Now(length) => {
+                        shared.meter.served(length);
                         shared.device.data(unique, &buffer[..length]);
                         Ok(Outcome::Answered)
                     }

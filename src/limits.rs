@@ -3,6 +3,8 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 // ---- path
 
 /// Bytes of one name. Linux allows no longer one (`NAME_MAX`), so a longer one could not be asked for.
@@ -437,10 +439,47 @@ pub const DEAD_MOUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of `/etc/fuse.conf` that are read; it has a few lines.
 pub const FUSE_CONF_BYTES: u64 = 64 << 10;
 
+// ---- doctor
+
+/// Bytes of a small file of the host's that are read: settings and configurations have a few lines.
+pub const HOST_FILE_BYTES: u64 = 64 << 10;
+/// Bytes below which a cache is called short of room: a model of the smaller sort.
+pub const ROOM_WANTED_BYTES: u64 = 1 << 30;
+/// Descriptors below which a limit of them is called low: a layer in use has four at the supervisor and four at its worker, and kits have hundreds of layers.
+pub const DESCRIPTORS_WANTED: u64 = 4096;
+/// How far a clock may be from a registry's: what tokens and certificates forgive.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+/// No clock that is right shows an earlier time: kitfs was written after it (2026-01-01).
+pub const NOT_BEFORE: Timestamp = Timestamp::constant(1_767_225_600, 0);
+
 // ---- log
 
 /// Bytes of a log before it turns over; two of them can exist. It lies in `/run`, which is memory.
 pub const LOG_BYTES: u64 = 10 << 20;
+
+/// How long lines are counted that say the same.
+pub const LOG_WINDOW: Duration = Duration::from_secs(60);
+/// Lines that say the same in that time: enough to see that it goes on.
+pub const LOG_SAME_MAX: u64 = 10;
+/// Lines that come from the same place in the code in that time, whatever they say: more layers than a kit fetches in a minute, fewer than reads.
+pub const LOG_SIMILAR_MAX: u64 = 600;
+/// Different lines that are counted at once; each takes some 100 bytes.
+pub const LOG_KNOWN_MAX: usize = 256;
+
+// ---- metrics
+
+/// Bytes of a request for metrics; a scraper sends some 300.
+pub const METRICS_REQUEST_BYTES: usize = 8 << 10;
+/// Headers of such a request.
+pub const METRICS_HEADERS: usize = 64;
+/// How long a request may take to come, and how long nobody may take what is answered: on the same host it is milliseconds, and a scraper waits 10 s.
+pub const METRICS_TIME: Duration = Duration::from_secs(2);
+/// Requests that are answered at once; the others wait for [`METRICS_TIME`] at most for each before them.
+pub const METRICS_THREADS: usize = 2;
+/// Requests that wait to be answered.
+pub const METRICS_BACKLOG: i32 = 16;
+/// How long it is waited after a request that could not be taken.
+pub const METRICS_PAUSE: Duration = Duration::from_millis(100);
 
 // ---- daemon
 

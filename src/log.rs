@@ -1,19 +1,27 @@
 //! Where a mount says what it does: a file in its run directory that turns over, the journal, or the terminal it was started from.
 //!
 //! Supervisor and worker write to one file, each line by one `write`, and either may be the one that turns it over. Nothing that comes from a registry
-//! or an archive can end a line or speak to a terminal: every line goes out without control characters.
+//! or an archive can end a line or speak to a terminal: every line goes out without control characters. A line that comes again and again is left out after
+//! a few times, and how often it was is said later ([`tell_left_out`]).
+
+mod repeats;
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, stat};
+use serde::{Deserialize, Serialize};
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
+use self::repeats::Repeats;
 use crate::limits::LOG_BYTES;
 
 /// Where it is said.
@@ -23,6 +31,17 @@ pub enum Destination {
     Stderr,
     /// A file that turns over.
     File(PathBuf),
+}
+
+/// For whom it is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: an object a line.
+    Json,
 }
 
 /// The log file; when it is full it becomes `<name>.1`, and what was that is gone.
@@ -35,20 +54,50 @@ pub struct LogFile {
 
 /// Writes one line.
 #[derive(Debug)]
-pub struct Line<'a>(Option<&'a LogFile>);
+pub struct Line<'a> {
+    output: &'a Output,
+    level: Level,
+}
 
+/// Where lines go.
 #[derive(Debug)]
-struct Output(Option<LogFile>);
+pub struct Output {
+    file: Option<LogFile>,
+    format: Format,
+    /// Each line begins with its priority, as the journal takes it from standard error.
+    priorities: bool,
+}
+
+/// What was left out of this process's log; there is one log in a process.
+static REPEATS: OnceLock<Repeats> = OnceLock::new();
 
 /// From now on, everything is said at `destination`, at the level that `RUST_LOG` asks for.
-pub fn init(destination: &Destination) -> io::Result<()> {
-    let output = match destination {
-        Destination::Stderr => Output(None),
-        Destination::File(path) => Output(Some(LogFile::open(path)?)),
+pub fn init(destination: &Destination, format: Format) -> io::Result<()> {
+    let (file, priorities) = match destination {
+        Destination::Stderr => (None, stderr_is_journal()),
+        Destination::File(path) => (Some(LogFile::open(path)?), false),
     };
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter(std::env::var("RUST_LOG").ok())).with_ansi(false).log_internal_errors(false);
-    subscriber.with_writer(output).try_init().map_err(io::Error::other)
+    let repeats = REPEATS.get_or_init(Repeats::default).clone();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter(std::env::var("RUST_LOG").ok()))
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .with_writer(Output { file, format, priorities });
+    match format {
+        Format::Text => lines.finish().with(repeats).try_init(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).finish().with(repeats).try_init(),
+    }
+    .map_err(io::Error::other)
+}
+
+/// Says which lines were left out, as far as it is known by now. To be called now and then.
+pub fn tell_left_out() {
+    REPEATS.get().into_iter().for_each(|repeats| repeats.tell(false));
+}
+
+/// The same for all that were left out: the process ends.
+pub fn finish() {
+    REPEATS.get().into_iter().for_each(|repeats| repeats.tell(true));
 }
 
 /// Whether standard error is the journal of systemd, which tells so by the number of its socket.
@@ -96,22 +145,21 @@ impl<'a> MakeWriter<'a> for Output {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        Line(self.0.as_ref())
+        Line { output: self, level: Level::INFO }
     }
-}
 
-impl<'a> MakeWriter<'a> for LogFile {
-    type Writer = Line<'a>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        Line(Some(self))
+    fn make_writer_for(&'a self, about: &Metadata<'_>) -> Self::Writer {
+        Line { output: self, level: *about.level() }
     }
 }
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = without_controls(line);
-        match self.0 {
+        let mut text = without_controls(line, self.output.format);
+        if self.output.priorities {
+            text = format!("<{}>{text}", priority(self.level)).into();
+        }
+        match &self.output.file {
             Some(file) => file.write(text.as_bytes())?,
             None => io::stderr().write_all(text.as_bytes())?,
         }
@@ -145,7 +193,17 @@ fn filter(asked: Option<String>) -> EnvFilter {
     EnvFilter::try_new(all).unwrap_or_else(|_| EnvFilter::new("info,fuser=off"))
 }
 
-fn without_controls(line: &[u8]) -> Cow<'_, str> {
+/// The priority of syslog.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
+
+fn without_controls(line: &[u8], format: Format) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(line);
     let (body, end) = text.strip_suffix('\n').map_or((text.as_ref(), ""), |body| (body, "\n"));
     let is_bad = |c: char| c.is_control() && c != '\t';
@@ -154,7 +212,12 @@ fn without_controls(line: &[u8]) -> Cow<'_, str> {
     }
     let mut clean = String::with_capacity(text.len() + 16);
     for c in body.chars() {
-        if is_bad(c) { clean.extend(c.escape_debug()) } else { clean.push(c) }
+        match format {
+            _ if !is_bad(c) => clean.push(c),
+            Format::Text => clean.extend(c.escape_debug()),
+            // JSON leaves in what is above its own control characters, and has an escape of its own for it.
+            Format::Json => clean.push_str(&format!("\\u{:04x}", u32::from(c))),
+        }
     }
     clean.push_str(end);
     clean.into()
@@ -171,16 +234,16 @@ mod tests {
         let small = || LogFile { limit: 10, ..LogFile::open(&path).expect("log") };
         let (supervisor, worker) = (small(), small());
         let content = |name: &str| std::fs::read_to_string(home.path().join(name)).unwrap_or_default();
-        supervisor.make_writer().write_all(b"1234\n").expect("written");
-        worker.make_writer().write_all(b"5678\n").expect("written");
+        supervisor.write(b"1234\n").expect("written");
+        worker.write(b"5678\n").expect("written");
         assert_eq!((content("log").as_str(), content("log.1").as_str()), ("1234\n5678\n", ""));
-        supervisor.make_writer().write_all(b"9\n").expect("written");
-        worker.make_writer().write_all(b"10\n").expect("written");
+        supervisor.write(b"9\n").expect("written");
+        worker.write(b"10\n").expect("written");
         assert_eq!((content("log").as_str(), content("log.1").as_str()), ("9\n10\n", "1234\n5678\n"));
-        worker.make_writer().write_all(b"a line over the limit\n").expect("written");
+        worker.write(b"a line over the limit\n").expect("written");
         assert_eq!((content("log").as_str(), content("log.1").as_str()), ("a line over the limit\n", "9\n10\n"));
         std::fs::remove_dir_all(home.path()).expect("removed");
-        supervisor.make_writer().write_all(b"the folder is gone\n").expect("written all the same");
+        supervisor.write(b"the folder is gone\n").expect("written all the same");
     }
 
     #[test]
@@ -193,8 +256,22 @@ mod tests {
             (b"\xff", "\u{fffd}"),
         ];
         for (line, expected) in cases {
-            assert_eq!(without_controls(line), *expected);
+            assert_eq!(without_controls(line, Format::Text), *expected);
         }
+    }
+
+    #[test]
+    fn a_line_of_json_stays_json() {
+        let line = format!("{}\n", serde_json::json!({ "message": "\u{9b}31m \u{7f} \u{7}" }));
+        let clean = without_controls(line.as_bytes(), Format::Json);
+        assert!(!clean.trim_end().contains(char::is_control), "{clean}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&clean).expect("JSON")["message"], "\u{9b}31m \u{7f} \u{7}");
+    }
+
+    #[test]
+    fn the_journal_is_told_how_grave_it_is() {
+        let levels = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+        assert_eq!(levels.map(priority), [3, 4, 6, 7, 7]);
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::filter::Selection;
 use crate::gate::AdmittedKits;
 use crate::kit::Member;
 use crate::limits::PLAN_BYTES;
+use crate::log::Format;
+use crate::metrics::Address;
 use crate::resolve::{Found, Pinned};
 use crate::source::SourceOptions;
 
@@ -78,6 +80,12 @@ pub struct MountPlan {
     /// Where what happens to the mount is recorded.
     #[serde(default)]
     pub audit: Option<AuditPlan>,
+    /// How supervisor and workers log.
+    #[serde(default)]
+    pub log_format: Format,
+    /// Where metrics are told.
+    #[serde(default)]
+    pub metrics: Option<Address>,
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
     pub lacking: Lacking,
@@ -115,6 +123,10 @@ pub struct Mounting {
     pub include_remote: bool,
     /// See [`MountPlan::audit`].
     pub audit: Option<AuditPlan>,
+    /// See [`MountPlan::log_format`].
+    pub log_format: Format,
+    /// See [`MountPlan::metrics`].
+    pub metrics: Option<Address>,
     /// See [`MountPlan::lacking`].
     pub lacking: Lacking,
 }
@@ -227,7 +239,7 @@ impl MountPlan {
         };
         let (manifest, config) = documents(&members[0]);
         let Mounting { id, mountpoint, run_dir, cache_dir, uid, gid, allow_other, no_passthrough, prefetch, .. } = mounting;
-        let Mounting { selection, access, include_remote, audit, lacking, .. } = mounting;
+        let Mounting { selection, access, include_remote, audit, log_format, metrics, lacking, .. } = mounting;
         Self {
             id,
             mountpoint,
@@ -249,6 +261,8 @@ impl MountPlan {
             include_remote,
             remote: RemoteRecord::all(pinned),
             audit,
+            log_format,
+            metrics,
             lacking,
             admissions: kits.admitted().iter().map(|admitted| admitted.admission().clone()).collect(),
         }
@@ -278,6 +292,8 @@ impl MountPlan {
             include_remote: false,
             remote: Vec::new(),
             audit: None,
+            log_format: Format::default(),
+            metrics: None,
             lacking: Lacking::default(),
             admissions: Vec::new(),
         }

@@ -123,8 +123,25 @@ impl PreflightError {
     }
 }
 
-const DEVICE: &str = "/dev/fuse";
-const FUSE_CONF: &str = "/etc/fuse.conf";
+/// The kernel's side of FUSE.
+pub const DEVICE: &str = "/dev/fuse";
+/// What `fusermount3` is told by root.
+pub const FUSE_CONF: &str = "/etc/fuse.conf";
+
+/// Whether this process may speak FUSE.
+pub fn device(path: &Path) -> Result<(), PreflightError> {
+    File::options().read(true).write(true).open(path).map(drop).map_err(PreflightError::Device)
+}
+
+/// What mounts for this user, if it takes a program; root needs none.
+pub fn mounter(is_root: bool, program: Option<PathBuf>) -> Result<Option<PathBuf>, PreflightError> {
+    if is_root { Ok(None) } else { program.map(Some).ok_or(PreflightError::NoFusermount) }
+}
+
+/// Whether this user may mount for others.
+pub fn other_users(is_root: bool, fuse_conf: &Path) -> Result<(), PreflightError> {
+    if is_root || allows_other(fuse_conf) { Ok(()) } else { Err(PreflightError::AllowOther) }
+}
 
 impl Preflight<'_> {
     /// Looks at everything; what dead mounts left is cleaned up on the way. Tells where the mount point really is.
@@ -160,12 +177,10 @@ impl Preflight<'_> {
 
     fn check_rights(&self, fuse_conf: &Path) -> Result<(), PreflightError> {
         let is_root = geteuid().is_root();
-        File::options().read(true).write(true).open(DEVICE).map_err(PreflightError::Device)?;
-        if !is_root && fusermount().is_none() {
-            return Err(PreflightError::NoFusermount);
-        }
-        if self.allow_other && !is_root && !allows_other(fuse_conf) {
-            return Err(PreflightError::AllowOther);
+        device(Path::new(DEVICE))?;
+        mounter(is_root, fusermount())?;
+        if self.allow_other {
+            other_users(is_root, fuse_conf)?;
         }
         self.check_cache()
     }

@@ -30,6 +30,7 @@ mod auth;
 mod endpoint;
 mod piece;
 mod ranges;
+mod reach;
 mod retry;
 
 use std::fmt;
@@ -54,6 +55,7 @@ use crate::source::{Attached, Attachments, BlobStream, DocumentKind, Pin, Resolv
 use crate::verify::Unverified;
 
 pub use ranges::Cut;
+pub use reach::{Reached, Wants};
 pub use retry::Timing;
 
 /// The header with the digest of what is sent.

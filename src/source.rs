@@ -4,6 +4,7 @@
 //! out of it is [`Unverified`].
 
 mod attached;
+mod metered;
 mod offline;
 mod open;
 
@@ -22,7 +23,10 @@ use crate::verify::Unverified;
 
 pub(crate) use attached::tags;
 pub use attached::{Attached, AttachedBy, Attachments, ListedManifest};
-pub use open::{SourceOptions, asking, before_mount, open};
+pub use metered::{Count, metered};
+pub use open::{SourceOptions, asking, before_mount, open, reach};
+
+pub use crate::registry::{Reached, Wants};
 
 /// The bytes of a blob in order, from the asked offset to the end. After an error nothing more comes.
 pub type BlobStream = BoxStream<'static, Result<Unverified<Bytes>, SourceError>>;

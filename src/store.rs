@@ -83,6 +83,7 @@ mod work;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -140,6 +141,8 @@ struct Inner {
     /// Layers of which a file was seen to be different, with the index that it was compared with.
     doubts: Mutex<HashMap<LayerKey, recall::Identity>>,
     unsynced: Mutex<Vec<File>>,
+    /// Bytes of layers that were not what their digest says, from a source or from disk.
+    mismatches: AtomicU64,
 }
 
 /// Where a layer is.
@@ -203,6 +206,7 @@ impl Store {
             flights: flight::Flights::default(),
             doubts: Mutex::default(),
             unsynced: Mutex::default(),
+            mismatches: AtomicU64::new(0),
         };
         let store = Self(Arc::new(inner));
         store.sweep()?;
@@ -212,6 +216,26 @@ impl Store {
     /// Who owns the cache. What it says is only as good as this user; for others it is verified only if they trust him.
     pub fn owner_uid(&self) -> u32 {
         self.0.uid
+    }
+
+    /// The type of the filesystem that the cache is on, as the kernel's table of mounts has it.
+    pub fn filesystem(&self) -> Option<String> {
+        host::mount_type(&self.0.top)
+    }
+
+    /// The bytes that are free there; `None` on a filesystem that knows no size.
+    pub fn room(&self) -> Result<Option<u64>, StoreError> {
+        evict::room(&self.0.top)
+    }
+
+    /// Whether space can be reserved there, so that a full disk is noticed before a fetch and not in it.
+    pub fn can_reserve(&self) -> bool {
+        self.0.abilities.fallocate
+    }
+
+    /// How often [`Store::ensure`] met a layer whose bytes were not what its digest says, in this process.
+    pub fn mismatches(&self) -> u64 {
+        self.0.mismatches.load(Ordering::Relaxed)
     }
 
     /// Where the cache is.

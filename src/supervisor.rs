@@ -8,6 +8,7 @@
 //! an error from then on.
 
 mod session;
+mod trial;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -22,7 +23,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use self::session::Mounted;
-use self::worker::{Death, Worker};
+pub use self::trial::{Trial, trial};
+use self::worker::{Death, Outlets, Worker};
 use crate::audit::{AuditError, Trail};
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
@@ -31,7 +33,8 @@ use crate::limits::{
     HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, OWN_DEATHS_MAX, OWN_DEATHS_WINDOW, RESTART_DELAY_FIRST, RESTART_DELAY_MAX, START_LIMIT,
     STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
 };
-use crate::log::Destination;
+use crate::log::{self, Destination};
+use crate::metrics::{Address, Bound};
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
 use crate::plan::MountPlan;
@@ -97,6 +100,8 @@ struct Supervisor<'a> {
     /// Where workers log to.
     log: &'a Destination,
     trail: &'a Trail,
+    /// Where workers tell metrics.
+    metrics: Option<Bound>,
     mounted: Mounted,
     page: Page,
     dir: &'a MountDir,
@@ -142,6 +147,10 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
+        let metrics = plan.metrics.as_ref().map(Address::bind).transpose().map_err(own("the address for metrics"))?;
+        if let Some(bound) = &metrics {
+            tracing::info!(address = %bound.address, "metrics are told");
+        }
         trail.begin()?;
         let mounted =
             session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
@@ -152,6 +161,7 @@ impl<'a> Supervisor<'a> {
             plan_fd,
             log,
             trail,
+            metrics,
             mounted,
             page,
             dir,
@@ -210,10 +220,14 @@ impl<'a> Supervisor<'a> {
             self.reap();
             if self.worker.as_ref().is_some_and(|worker| worker.ready)
                 && let Some(ready) = ready.take()
-                && let Err(error) = ready.ok()
             {
-                tracing::info!(%error, "nobody waits for the mount any more: detaching");
-                self.stop_for_good();
+                let MountPlan { mountpoint, reference, digest, .. } = self.plan;
+                let passthrough = self.page.io_mode() == Some(IoMode::Passthrough);
+                tracing::info!(mountpoint = %mountpoint.display(), reference, %digest, passthrough, "mounted");
+                if let Err(error) = ready.ok() {
+                    tracing::info!(%error, "nobody waits for the mount any more: detaching");
+                    self.stop_for_good();
+                }
             }
             if Instant::now() >= self.ticks.next {
                 self.ticks.next = Instant::now() + TICK;
@@ -260,7 +274,8 @@ impl<'a> Supervisor<'a> {
             return;
         }
         let begin = FromSupervisor::Begin { cautious: self.is_cautious(), stopping: self.stopping };
-        match Worker::start(self.plan, &self.plan_fd, self.log, &self.mounted, &self.page, &self.held, &begin) {
+        let outlets = Outlets { log: self.log, metrics: self.metrics.as_ref() };
+        match Worker::start(self.plan, &self.plan_fd, outlets, &self.mounted, &self.page, &self.held, &begin) {
             Ok(worker) => {
                 tracing::debug!(pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
@@ -297,7 +312,7 @@ impl<'a> Supervisor<'a> {
                     }
                     (FromWorker::Stopped, _) => worker.stopped = true,
                     (FromWorker::Failed { message }, _) => {
-                        tracing::error!(pid = worker.pid(), message, "worker cannot serve");
+                        tracing::error!(pid = worker.pid(), reason = message, "worker cannot serve");
                         self.failure = Some(message);
                     }
                 },
@@ -373,6 +388,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn tick(&mut self) {
+        log::tell_left_out();
         let (heartbeat, rounds) = (self.page.heartbeat(), self.page.rounds());
         let takes_none = std::mem::replace(&mut self.ticks.heartbeat, heartbeat) == heartbeat;
         let watches_none = std::mem::replace(&mut self.ticks.rounds, rounds) == rounds;

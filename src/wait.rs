@@ -7,6 +7,7 @@
 //! This module does not know what is waited for, beyond that two equal [`Need`]s are the same.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::limits::{FOREIGN_CALLER_SILENCE, KERNEL_TIMEOUT_MARGIN, PARKED_MAX, WATCH_INTERVAL};
+use crate::metrics::Meter;
 use crate::tree::Group;
 
 /// What a request waits for.
@@ -58,6 +60,7 @@ pub struct Waiters {
     arrived: Condvar,
     fetched: Fetched,
     watched: Watched,
+    meter: Meter,
     /// Longest time that the kernel lets a request wait before it aborts the connection.
     patience: Option<Duration>,
 }
@@ -80,8 +83,15 @@ struct Parked {
 
 impl Waiters {
     /// No waiter yet.
-    pub fn new(fetched: Fetched, watched: Watched) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), arrived: Condvar::new(), fetched, watched, patience: kernel_patience() })
+    pub fn new(fetched: Fetched, watched: Watched, meter: Meter) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::default(),
+            arrived: Condvar::new(),
+            fetched,
+            watched,
+            meter,
+            patience: kernel_patience(Path::new(SETTINGS)),
+        })
     }
 
     /// Lets a request wait. `resume` is called exactly once, at once if there is no room for it or the mount is going down. The caller
@@ -127,6 +137,7 @@ impl Waiters {
             released
         };
         for parked in released {
+            self.meter.waited(parked.since.elapsed());
             (parked.resume)(outcome);
         }
     }
@@ -143,6 +154,7 @@ impl Waiters {
             std::mem::take(&mut inner.parked)
         };
         for parked in released.into_values().flatten() {
+            self.meter.waited(parked.since.elapsed());
             (parked.resume)(Err(Errno::NODEV));
         }
     }
@@ -195,6 +207,7 @@ impl Waiters {
                 parked.verdict(now, &signals, self.patience).is_some()
             });
             for parked in taken {
+                self.meter.waited(now.duration_since(parked.since));
                 let errno = parked.verdict(now, &signals, self.patience).unwrap_or(Errno::INTR);
                 ended.push((parked.resume, errno));
             }
@@ -272,15 +285,22 @@ impl Signals {
     }
 }
 
-/// How long a request may wait before the kernel, if it was told to have such a limit, aborts the whole connection.
-fn kernel_patience() -> Option<Duration> {
+/// Where the kernel keeps its limits for requests.
+pub const SETTINGS: &str = "/proc/sys/fs/fuse";
+
+/// How long the kernel lets a request wait before it aborts the whole connection, if `settings` tell it to have such a limit.
+pub fn kernel_limit(settings: &Path) -> Option<Duration> {
     let limit = |name: &str| {
-        let text = std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}")).ok()?;
+        let text = std::fs::read_to_string(settings.join(name)).ok()?;
         text.trim().parse::<u64>().ok().filter(|&seconds| seconds > 0)
     };
-    let seconds = [limit("default_request_timeout"), limit("max_request_timeout")].into_iter().flatten().min()?;
+    [limit("default_request_timeout"), limit("max_request_timeout")].into_iter().flatten().min().map(Duration::from_secs)
+}
+
+/// How long we let it wait, so that it gets an answer before that.
+fn kernel_patience(settings: &Path) -> Option<Duration> {
+    let limit = kernel_limit(settings)?;
     // A limit below the margin leaves no good choice; half of it is still an answer instead of an abort.
-    let limit = Duration::from_secs(seconds);
     Some(limit.checked_sub(KERNEL_TIMEOUT_MARGIN).filter(|rest| !rest.is_zero()).unwrap_or(limit / 2))
 }
 
@@ -330,7 +350,7 @@ mod tests {
     }
 
     fn waiters() -> Arc<Waiters> {
-        Waiters::new(Box::new(|_| 0), Box::new(|_| {}))
+        Waiters::new(Box::new(|_| 0), Box::new(|_| {}), Meter::default())
     }
 
     fn parked(waiters: &Arc<Waiters>, need: Need) -> mpsc::Receiver<Result<(), Errno>> {

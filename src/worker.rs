@@ -29,7 +29,8 @@ use crate::fuse::{Adapter, Shared};
 use crate::kit::{KitLayer, LayerKind};
 use crate::layer::Archive;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
-use crate::log::Destination;
+use crate::log::{Destination, Format};
+use crate::metrics::{self, Look, Meter, Named, Snapshot};
 use crate::oci::Reference;
 use crate::page::{Agreed, IoMode, Page};
 use crate::plan::{MountPlan, Prefetch};
@@ -53,9 +54,15 @@ pub struct Inherited {
     /// The sealed plan.
     #[arg(long)]
     plan_fd: RawFd,
+    /// Where it tells metrics.
+    #[arg(long)]
+    metrics_fd: Option<RawFd>,
     /// Where it logs to; without it, to stderr.
     #[arg(long)]
     log: Option<PathBuf>,
+    /// How it logs.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: Format,
     /// The mount's id, for detaching it if the supervisor is lost.
     #[arg(long)]
     mount_id: u64,
@@ -67,6 +74,11 @@ impl Inherited {
     /// Where the worker logs to.
     pub fn log(&self) -> Destination {
         self.log.clone().map_or(Destination::Stderr, Destination::File)
+    }
+
+    /// How it logs.
+    pub fn log_format(&self) -> Format {
+        self.log_format
     }
 }
 
@@ -87,8 +99,10 @@ pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
     // SAFETY: the supervisor left exactly these four open for us, nobody else uses them.
     let [device, page, control, plan] =
         [inherited.device_fd, inherited.page_fd, inherited.control_fd, inherited.plan_fd].map(|fd| unsafe { own(fd) });
+    // SAFETY: likewise.
+    let metrics = inherited.metrics_fd.map(|fd| unsafe { own(fd) });
     let control = Arc::new(Control::from_fd(control));
-    let served = serve(inherited, device, page, &control, &plan);
+    let served = serve(inherited, device, page, &control, &plan, metrics);
     if let Err(error) = &served {
         let _supervisor_is_gone = control.send(&FromWorker::failed(&**error), None);
     }
@@ -101,6 +115,7 @@ fn serve(
     page: OwnedFd,
     control: &Arc<Control>,
     plan: &OwnedFd,
+    metrics: Option<OwnedFd>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
@@ -109,12 +124,17 @@ fn serve(
 
     let places = std::iter::once(&plan.reference).chain(plan.references.iter().map(|kit| &kit.found.source));
     let places = places.map(|place| place.parse()).collect::<Result<Vec<Reference>, _>>()?;
+    let meter = if metrics.is_some() { Meter::on() } else { Meter::default() };
     let connect = {
-        let plan = Arc::clone(&plan);
-        Box::new(move |kit: usize| crate::source::open(&places[kit], &plan.access))
+        let (plan, meter) = (Arc::clone(&plan), meter.clone());
+        Box::new(move |kit: usize| {
+            let source = crate::source::open(&places[kit], &plan.access)?;
+            let meter = meter.clone();
+            Ok(if meter.is_on() { crate::source::metered(source, Arc::new(move |bytes| meter.fetched(bytes))) } else { source })
+        })
     };
     let layers = lineage.layers.iter().enumerate().map(|(position, layer)| (layer.spec.clone(), lineage.owner(position)));
-    let fetcher = Fetcher::new(store.clone(), layers.collect(), connect);
+    let fetcher = Fetcher::new(store.clone(), layers.collect(), connect, meter.clone());
     let trail = Trail::new(&plan);
     fetcher.report_mismatches(Box::new(move |layer, message| trail.mismatch(&layer.to_string(), message)));
     // The filesystem tells the waiters what came, and the waiters ask the filesystem how much of it did.
@@ -123,7 +143,7 @@ fn serve(
         let filesystem = Arc::clone(&filesystem);
         let page = page.clone();
         let fetched = Box::new(move |need| filesystem.get().map_or(0, |fs: &Arc<Fs>| fs.fetched_bytes(need)));
-        Waiters::new(fetched, Box::new(move |parked| page.watched(parked)))
+        Waiters::new(fetched, Box::new(move |parked| page.watched(parked)), meter.clone())
     };
     let house: Arc<OnceLock<House>> = Arc::default();
     let ended = {
@@ -162,6 +182,7 @@ fn serve(
         gid: plan.gid,
         passthrough,
         attributes: attributes(plan.admissions()),
+        meter: meter.clone(),
         size: lineage.layers.iter().map(|layer| layer.spec.descriptor.size).sum(),
     });
 
@@ -181,12 +202,45 @@ fn serve(
         let (mountpoint, mount_id) = (inherited.mountpoint.clone(), inherited.mount_id);
         move || obey(&control, &waiters, &mountpoint, mount_id)
     })?;
+    if let Some(listener) = metrics
+        && let Some(registry) = meter.registry(named(&plan), look(&fs, &page))
+    {
+        metrics::serve(listener, registry)?;
+    }
     control.send(&FromWorker::Ready, None)?;
     if !stopping {
         fetcher.prefetch(prefetched(&plan, &lineage.layers, &fs));
     }
     session.run()?;
     Ok(())
+}
+
+fn named(plan: &MountPlan) -> Named {
+    let (reference, digest) = (plan.reference.clone(), plan.digest.to_string());
+    Named { reference, digest, mountpoint: plan.mountpoint.display().to_string() }
+}
+
+/// What somebody who asks for metrics is told beside the counters.
+fn look(fs: &Arc<Fs>, page: &Page) -> Look {
+    let (fs, page) = (Arc::downgrade(fs), page.clone());
+    Box::new(move || {
+        let mut layers = ["absent", "waiting", "fetching", "cached", "failed"].map(|state| (state, 0));
+        let mut mismatches = 0;
+        if let Some(fs) = fs.upgrade() {
+            mismatches = fs.mismatches();
+            for (slot, _) in (1..).zip(fs.specs()) {
+                let state = match fs.standing(slot) {
+                    LayerStanding::Absent => 0,
+                    LayerStanding::Waiting => 1,
+                    LayerStanding::Fetching => 2,
+                    LayerStanding::Cached => 3,
+                    LayerStanding::Failed(_) => 4,
+                };
+                layers[state].1 += 1;
+            }
+        }
+        Snapshot { layers: layers.into(), waiting: page.parked().into(), restarts: page.restarts().into(), mismatches }
+    })
 }
 
 /// Takes over the layers that were open when the last worker died, until the supervisor says that these were all.
@@ -214,8 +268,7 @@ fn decide_io_mode(plan: &MountPlan, page: &Page, device: &Device, cache: &std::p
     if plan.no_passthrough || !offered {
         return page.decide_io_mode(IoMode::Cached);
     }
-    let tried = trial_file(cache).and_then(|file| device.backing_open(file.as_fd())).and_then(|id| device.backing_close(id));
-    match tried {
+    match try_passthrough(device, cache) {
         Ok(()) => page.decide_io_mode(IoMode::Passthrough),
         Err(error) => {
             // EPERM without CAP_SYS_ADMIN, ELOOP on overlayfs: the cached mode is as right, and only slower when cold.
@@ -223,6 +276,11 @@ fn decide_io_mode(plan: &MountPlan, page: &Page, device: &Device, cache: &std::p
             page.decide_io_mode(IoMode::Cached)
         }
     }
+}
+
+/// Whether the kernel takes a file of the cache as a backing file.
+pub(crate) fn try_passthrough(device: &Device, cache: &std::path::Path) -> io::Result<()> {
+    trial_file(cache).and_then(|file| device.backing_open(file.as_fd())).and_then(|id| device.backing_close(id))
 }
 
 /// Closes the backing files that dead workers registered and that no open file uses. Their numbers are given out in order, so one new number tells
@@ -300,7 +358,7 @@ fn obey(control: &Control, waiters: &Waiters, mountpoint: &std::path::Path, moun
                 let _supervisor_is_gone = control.send(&FromWorker::Stopped, None);
             }
             Ok(Some(Received { message: FromSupervisor::Resume, .. })) => waiters.stop(false),
-            Ok(Some(Received { message, .. })) => tracing::error!(?message, "the supervisor said something out of turn"),
+            Ok(Some(Received { message: said, .. })) => tracing::error!(?said, "the supervisor said something out of turn"),
             Ok(None) | Err(_) => {
                 tracing::error!("the supervisor is gone: detaching");
                 waiters.stop(true);

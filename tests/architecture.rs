@@ -24,6 +24,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["signature"]),
     ("zstd_safe", &["inflate"]),
     ("pem", &["policy"]),
+    ("prometheus_client", &["metrics"]),
     ("regex_automata", &["policy", "signature"]),
     ("regex_syntax", &["policy", "signature"]),
     ("regorus", &["policy"]),

@@ -10,6 +10,8 @@ use clap_complete::Shell;
 
 use crate::daemon::SupervisorArgs;
 use crate::filter::{Filter, Glob, Globs, Selection};
+use crate::log::Format;
+use crate::metrics::Address;
 use crate::plan::Prefetch;
 use crate::store::CacheSize;
 use crate::vsa::VerifierId;
@@ -55,6 +57,10 @@ pub(crate) enum Command {
     Umount(Umount),
     /// Show mounts, their layers, progress and errors
     Status(Status),
+    /// Look whether this host can mount kits, and say what to do if not
+    ///
+    /// Each line says `ok`, `warn` or `fail`. Ends with 0 if nothing fails, else with 1. The cache and the run directory are made if they are not there.
+    Doctor(Doctor),
     /// Fetch every layer of kits into the cache, and wait until they are safely on disk
     Pull(Box<Pull>),
     /// Show what a kit is, without fetching any layer
@@ -237,6 +243,12 @@ pub(crate) struct Mount {
     /// Stay, log to stderr, and tell systemd when the mount serves
     #[arg(long, env = "KITFS_FOREGROUND", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) foreground: bool,
+    /// Log for people or, an object a line, for programs; RUST_LOG says how much
+    #[arg(long, value_enum, value_name = "FORMAT", env = "KITFS_LOG_FORMAT", hide_env = true, default_value = "text")]
+    pub(crate) log_format: Format,
+    /// Tell metrics at ADDR: PORT (of 127.0.0.1), ADDRESS:PORT, or unix:PATH for a socket that only this user may use
+    #[arg(long, value_name = "ADDR", env = "KITFS_METRICS", hide_env = true)]
+    pub(crate) metrics: Option<Address>,
     #[command(flatten)]
     pub(crate) cache: CacheLimit,
     #[command(flatten)]
@@ -278,6 +290,20 @@ pub(crate) struct Status {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Doctor {
+    /// A registry to look at, or a kit in one
+    #[arg(value_name = "REF|HOST")]
+    pub(crate) target: Option<String>,
+    /// Print JSON
+    #[arg(long, env = "KITFS_JSON", hide_env = true, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -590,7 +616,7 @@ mod tests {
         for good in [
             "mount r d",
             "mount --cache-dir c --prefetch none --plain-http --ca-cert f --offline --allow-other r d",
-            "mount --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
+            "mount --log-format json --metrics 9464 --trust-user-cache --uid 1 --gid 2 --no-passthrough --foreground --prefetch all r d",
             "mount r d --prefetch=small",
             "mount -f model -f datasets:a,./b --filter kitfile --include *.bin --include /m --exclude x/ r d",
             "pull -f docs r s",
@@ -610,6 +636,8 @@ mod tests {
             "umount --all --lazy",
             "status",
             "status --json d",
+            "doctor",
+            "doctor --json --plain-http --cache-dir c --run-dir d localhost:5000",
             "pull r s",
             "pull --cache-dir c --plain-http --ca-cert f --offline r",
             "inspect --json r",
@@ -644,10 +672,13 @@ mod tests {
             "mount --exclude a//b r d",
             "mount --uid x r d",
             "mount --vsa f --vsa-verifier-id u r d",
+            "mount --log-format xml r d",
+            "mount --metrics host:1 r d",
             "mount --uid -1 r d",
             "umount",
             "umount --all d",
             "status d e",
+            "doctor r s",
             "pull",
             "inspect",
             "inspect r s",

@@ -391,7 +391,7 @@ fn hints_of_denial(reason: Reason) -> Vec<Cow<'static, str>> {
     }
 }
 
-fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
+pub(super) fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
     match error {
         error if error.is_not_tls() => vec!["if the registry speaks HTTP without TLS, give `--plain-http`".into()],
         error if mentions(error, "certificate") => {

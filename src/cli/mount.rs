@@ -18,6 +18,7 @@ use crate::fs;
 use crate::gate::{Gate, Search};
 use crate::index::Index;
 use crate::kit::Lineage;
+use crate::metrics::Address;
 use crate::plan::{MountPlan, Mounting};
 use crate::preflight::Preflight;
 use crate::store::VerifiedLayer;
@@ -27,6 +28,8 @@ use crate::{rehearsal, run};
 pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     let reference = reference(&arguments.reference)?;
     let trust = Trust::load(&arguments.trusting)?;
+    let metrics = arguments.metrics.clone().map(Address::absolute).transpose();
+    let metrics = metrics.map_err(|source| CliError::Folder { path: ".".into(), source })?;
     let run_dir = umount::open(&arguments.run)?;
     let session = Session::open(&arguments.sources)?;
     let preflight = Preflight {
@@ -70,6 +73,8 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         access: session.options.clone(),
         include_remote: arguments.wanted.include_remote,
         audit: records.plan(),
+        log_format: arguments.log_format,
+        metrics,
         lacking: rehearsal::lacking(),
     };
     let plan = MountPlan::new(&kits, mounting);

@@ -8,8 +8,10 @@ use crate::{log, supervisor, worker};
 /// Is the supervisor until its mount is gone.
 pub(super) fn supervisor(arguments: &SupervisorArgs) -> Result<Exit, CliError> {
     let inherited = daemon::inherit(arguments).map_err(CliError::Inherit)?;
-    log::init(&inherited.log).map_err(CliError::Inherit)?;
-    match supervisor::run(&inherited.plan, &inherited.mount, &inherited.log, inherited.alive, inherited.ready) {
+    log::init(&inherited.log, inherited.plan.log_format).map_err(CliError::Inherit)?;
+    let served = supervisor::run(&inherited.plan, &inherited.mount, &inherited.log, inherited.alive, inherited.ready);
+    log::finish();
+    match served {
         Ok(()) => Ok(Exit::Done),
         Err(error) => {
             // Whoever waited for the mount was told, and says it to the user.
@@ -21,8 +23,10 @@ pub(super) fn supervisor(arguments: &SupervisorArgs) -> Result<Exit, CliError> {
 
 /// Is a worker until it dies or its mount is gone.
 pub(super) fn worker(arguments: &worker::Inherited) -> Result<Exit, CliError> {
-    log::init(&arguments.log()).map_err(CliError::Inherit)?;
-    match worker::run(arguments) {
+    log::init(&arguments.log(), arguments.log_format()).map_err(CliError::Inherit)?;
+    let served = worker::run(arguments);
+    log::finish();
+    match served {
         Ok(()) => Ok(Exit::Done),
         Err(error) => {
             tracing::error!(%error, "the worker cannot serve");

@@ -84,8 +84,10 @@ impl Endpoint {
         };
         let (credentials, host, repository) = (self.credentials.clone(), self.host.clone(), self.repository.clone());
         let found = tokio::task::spawn_blocking(move || credentials.find(&host, &repository)).await;
-        let Found { login, origin } =
-            found.unwrap_or_else(|_| Found { login: None, origin: "the search for a login ended unexpectedly".to_owned() });
+        let (login, origin) = match found {
+            Ok(Found { login, origin, .. }) => (login, origin),
+            Err(_) => (None, "the search for a login ended unexpectedly".to_owned()),
+        };
         let authorization = match (&challenge, &login) {
             (Some(Challenge::Bearer { realm, service }), login) => {
                 Some(self.token(realm, service.as_deref(), login.as_ref(), &origin, what).await?)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::Instant;
 
+use crate::failure::chain;
 use crate::limits;
 use crate::source::SourceError;
 
@@ -104,7 +105,7 @@ impl Tries {
         if due >= self.deadline() {
             return Err(error);
         }
-        tracing::debug!(%error, delay = ?delay.max(after), "trying again");
+        tracing::warn!(error = chain(&error), seconds = delay.max(after).as_secs_f64(), "trying again");
         tokio::time::sleep_until(due).await;
         Ok(())
     }

@@ -10,8 +10,8 @@ use super::offline::Offline;
 use super::{Source, SourceError};
 use crate::layout::Layout;
 use crate::limits;
-use crate::oci::{Reference, Transport};
-use crate::registry::{Registry, RegistryOptions};
+use crate::oci::{Reference, RegistryName, Transport};
+use crate::registry::{Reached, Registry, RegistryOptions};
 
 /// What a user may say about how sources are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,10 +31,7 @@ pub fn open(reference: &Reference, options: &SourceOptions) -> Result<Arc<dyn So
     let digest = reference.digest();
     Ok(match reference.transport() {
         Transport::Registry(name) if options.offline => Arc::new(Offline::new(name)),
-        Transport::Registry(name) => {
-            let SourceOptions { plain_http, ca_cert, .. } = options.clone();
-            Arc::new(Registry::new(name, digest, &RegistryOptions { plain_http, ca_cert, ..RegistryOptions::default() })?)
-        }
+        Transport::Registry(name) => Arc::new(Registry::new(name, digest, &options.of_registry())?),
         Transport::Layout(name) => Arc::new(Layout::folder(name, digest)?),
         Transport::Archive(name) => Arc::new(Layout::archive(name, digest)),
         Transport::Kitops(name) => {
@@ -45,6 +42,18 @@ pub fn open(reference: &Reference, options: &SourceOptions) -> Result<Arc<dyn So
             Arc::new(Layout::kitops(name, digest, home)?)
         }
     })
+}
+
+/// Asks the registry of `name` whether it is one, as nobody in particular. What `offline` says is for the caller to follow.
+pub async fn reach(name: &RegistryName, options: &SourceOptions) -> Result<Reached, SourceError> {
+    Registry::new(name, None, &options.of_registry())?.reach().await
+}
+
+impl SourceOptions {
+    fn of_registry(&self) -> RegistryOptions {
+        let Self { plain_http, ca_cert, .. } = self.clone();
+        RegistryOptions { plain_http, ca_cert, ..RegistryOptions::default() }
+    }
 }
 
 /// When all the asking has to be done that comes before a mount shows and begins now.

@@ -160,6 +160,17 @@ fn limit_of(given: Option<CacheSize>, filesystem: &StatVfs) -> u64 {
     }
 }
 
+/// The bytes that are free for us on the filesystem of the cache; `None` if it knows no size.
+pub(super) fn room(top: &Dir) -> Result<Option<u64>, StoreError> {
+    Ok(free(&filesystem(top)?))
+}
+
+fn free(filesystem: &StatVfs) -> Option<u64> {
+    // What is kept for root is free for root.
+    let blocks = if rustix::process::geteuid().is_root() { filesystem.f_bfree } else { filesystem.f_bavail };
+    (filesystem.f_blocks > 0).then(|| blocks.saturating_mul(filesystem.f_frsize))
+}
+
 fn filesystem(top: &Dir) -> Result<StatVfs, StoreError> {
     rustix::fs::fstatvfs(top).map_err(disk(format!("looking at the filesystem of {}", top.path().display())))
 }
@@ -176,9 +187,7 @@ fn survey(store: &Inner, claim: &Claim) -> Result<Survey, StoreError> {
 fn survey_of(store: &Inner) -> Result<Survey, StoreError> {
     let residents = residents(store)?;
     let filesystem = filesystem(&store.top)?;
-    // What is kept for root is free for root.
-    let blocks = if rustix::process::geteuid().is_root() { filesystem.f_bfree } else { filesystem.f_bavail };
-    let free = if filesystem.f_blocks == 0 { u64::MAX } else { blocks.saturating_mul(filesystem.f_frsize) };
+    let free = free(&filesystem).unwrap_or(u64::MAX);
     let mut used = residents.iter().map(|resident| resident.size).fold(0, u64::saturating_add);
     let mut coming: u64 = 0;
     for name in store.locks.list()? {

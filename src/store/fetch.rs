@@ -1,6 +1,7 @@
 //! Getting a layer here: whose turn it is, what is done first, and how often.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -150,6 +151,7 @@ fn verify_again(store: &Arc<Inner>, spec: &LayerSpec, reporter: &mut Reporter<'_
     match found {
         Ok(Found::Sound) => recheck::make_durable(store, spec, &dir),
         Ok(Found::Damaged { expected, got }) => {
+            store.mismatches.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%layer, %expected, %got, "a layer of the cache was damaged and is withdrawn");
             recheck::withdraw(store, layer, &dir)
         }
@@ -203,8 +205,10 @@ fn fetch(
             make_room(store, &claim(spec, seen, size), reporter)?;
         }
         reporter.activity(Activity::Fetching, seen);
+        let (begun, bytes) = (Instant::now(), spec.descriptor.size.saturating_sub(seen));
         match stream(store, spec, source, runtime, reporter, ingest) {
             Err(error @ StoreError::Content { .. }) => {
+                store.mismatches.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%layer, source = source.name(), error = chain(&error), from_disk, "a layer does not match");
                 // Half of it came from disk, so nobody knows whose fault it is; there is nothing left to go on from the next time.
                 if !from_disk {
@@ -221,6 +225,12 @@ fn fetch(
                 if !evict::make_more_room(store, more).is_ok_and(|evicted| evicted.layers > 0) {
                     return Err(error);
                 }
+            }
+            Ok(Some(stored)) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                let bytes_per_second = (bytes as f64 / seconds.max(f64::EPSILON)) as u64;
+                tracing::info!(%layer, source = source.name(), bytes, seconds, bytes_per_second, "layer fetched");
+                return Ok(Some(stored));
             }
             other => return other,
         }

@@ -57,7 +57,7 @@ fn objection(magic: u32, mount_type: Option<&str>) -> Option<(String, &'static s
 }
 
 /// The type of the mount that `dir` lies on, as `/proc/self/mountinfo` has it.
-fn mount_type(dir: &Dir) -> Option<String> {
+pub(super) fn mount_type(dir: &Dir) -> Option<String> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", dir.number())).ok()?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().to_owned();
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;

@@ -4,7 +4,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::path::Path;
+use std::sync::mpsc::{self, Sender};
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL};
 
@@ -29,24 +30,9 @@ pub(super) struct Mounted {
 
 /// Mounts `plan.mountpoint` and agrees with the kernel.
 pub(super) fn mount(plan: &MountPlan) -> io::Result<Mounted> {
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::RO,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::DefaultPermissions,
-        MountOption::FSName(escaped(&plan.shown_source)),
-        // Not `Subtype`: fuser passes that to fusermount3 only, and for root the type would be plain `fuse`.
-        MountOption::CUSTOM("subtype=kitfs".into()),
-    ];
-    config.acl = if plan.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let (sender, receiver) = mpsc::channel();
-    let agreement = Agreement { plan_wants_passthrough: !plan.no_passthrough && !plan.lacking.passthrough, sender };
-    let session = Session::new(agreement, &plan.mountpoint, &config)?;
-    let device = session.as_fd().try_clone_to_owned();
-    // Dropping it would unmount. It holds a descriptor and a few bytes, for as long as this process lives.
-    std::mem::forget(session);
-    let described = describe(plan, device, &receiver);
+    let (device, agreed) =
+        connect(&plan.mountpoint, &plan.shown_source, plan.allow_other, !plan.no_passthrough && !plan.lacking.passthrough)?;
+    let described = describe(plan, device, agreed);
     if described.is_err()
         && let Ok(id) = mountinfo::mount_id_at(&plan.mountpoint)
         && let Err(error) = umount::detach(&plan.mountpoint, id, true)
@@ -58,14 +44,49 @@ pub(super) fn mount(plan: &MountPlan) -> io::Result<Mounted> {
     Ok(mounted)
 }
 
+/// Makes a mount that nobody serves, and the agreement with the kernel. The two results are apart, because a failure behind the mount call leaves a mount.
+pub(super) fn connect(
+    mountpoint: &Path,
+    source: &str,
+    allow_other: bool,
+    wants_passthrough: bool,
+) -> io::Result<(io::Result<OwnedFd>, io::Result<Agreed>)> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::DefaultPermissions,
+        MountOption::FSName(escaped(source)),
+        // Not `Subtype`: fuser passes that to fusermount3 only, and for root the type would be plain `fuse`.
+        MountOption::CUSTOM("subtype=kitfs".into()),
+    ];
+    config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+    let (sender, receiver) = mpsc::channel();
+    let session = Session::new(Agreement { wants_passthrough, sender }, mountpoint, &config)?;
+    let device = session.as_fd().try_clone_to_owned();
+    // Dropping it would unmount. It holds a descriptor and a few bytes, for as long as this process lives.
+    std::mem::forget(session);
+    Ok((device, receiver.try_recv().map_err(|_| io::Error::other("the kernel's INIT was not seen"))))
+}
+
 /// What there is to know of the mount that was just made.
-fn describe(plan: &MountPlan, device: io::Result<OwnedFd>, agreed: &Receiver<Agreed>) -> io::Result<Mounted> {
-    let device = device?;
-    let agreed = agreed.try_recv().map_err(|_| io::Error::other("the kernel's INIT was not seen"))?;
+fn describe(plan: &MountPlan, device: io::Result<OwnedFd>, agreed: io::Result<Agreed>) -> io::Result<Mounted> {
+    let (device, agreed) = (device?, agreed?);
     let entry = mountinfo::at(&plan.mountpoint)?.filter(MountEntry::is_kitfs);
     let entry = entry.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))?;
-    let resend = agreed.capabilities & InitFlags::FUSE_HAS_RESEND.bits() != 0 && !plan.lacking.resend;
+    let resend = can_resend(&agreed) && !plan.lacking.resend;
     Ok(Mounted { device, agreed, mount_id: entry.mount_id, number: entry.device, resend })
+}
+
+/// Whether the kernel sends again what a dead worker did not answer.
+pub(super) fn can_resend(agreed: &Agreed) -> bool {
+    agreed.capabilities & InitFlags::FUSE_HAS_RESEND.bits() != 0
+}
+
+/// Whether the kernel can read files past us, if it may.
+pub(super) fn can_pass_through(agreed: &Agreed) -> bool {
+    agreed.capabilities & InitFlags::FUSE_PASSTHROUGH.bits() != 0
 }
 
 /// A source that is the same whichever way it goes to the kernel: fusermount3 takes a comma for the end of the option and a backslash for an escape,
@@ -82,7 +103,7 @@ fn escaped(source: &str) -> String {
 }
 
 struct Agreement {
-    plan_wants_passthrough: bool,
+    wants_passthrough: bool,
     sender: Sender<Agreed>,
 }
 
@@ -90,7 +111,7 @@ impl Filesystem for Agreement {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let offered = config.capabilities();
         let mut wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO | InitFlags::FUSE_PARALLEL_DIROPS;
-        if self.plan_wants_passthrough && offered.contains(InitFlags::FUSE_PASSTHROUGH) {
+        if self.wants_passthrough && offered.contains(InitFlags::FUSE_PASSTHROUGH) {
             wanted |= InitFlags::FUSE_PASSTHROUGH;
             // One level: more would forbid an overlay on top of the mount.
             config.set_max_stack_depth(1).map_err(|most| io::Error::other(format!("the kernel allows a stack depth of {most} only")))?;
@@ -100,7 +121,7 @@ impl Filesystem for Agreement {
         // Fewer at once would make parallel readers wait for each other.
         let _nearest = config.set_max_background(FUSE_BACKGROUND_MAX);
         let mut capabilities = offered.bits();
-        if !self.plan_wants_passthrough {
+        if !self.wants_passthrough {
             capabilities &= !InitFlags::FUSE_PASSTHROUGH.bits();
         }
         let agreed = Agreed { minor: config.kernel_abi().1, capabilities, max_readahead: READ_AHEAD_OFFERED };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -12,7 +12,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::session::Mounted;
 use crate::control::{Control, FromSupervisor};
-use crate::log::Destination;
+use crate::log::{Destination, Format};
+use crate::metrics::Bound;
 use crate::page::Page;
 use crate::plan::MountPlan;
 use crate::store::Held;
@@ -34,6 +35,13 @@ pub(super) struct Worker {
     oom_kills: Option<u64>,
 }
 
+/// Where a worker tells what it does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outlets<'a> {
+    pub(super) log: &'a Destination,
+    pub(super) metrics: Option<&'a Bound>,
+}
+
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Death {
@@ -50,7 +58,7 @@ impl Worker {
     pub(super) fn start(
         plan: &MountPlan,
         plan_fd: &OwnedFd,
-        log: &Destination,
+        outlets: Outlets<'_>,
         mounted: &Mounted,
         page: &Page,
         held: &BTreeMap<u16, Held>,
@@ -58,14 +66,18 @@ impl Worker {
     ) -> io::Result<Self> {
         let (ours, theirs) = Control::pair()?;
         let device = mounted.device_for_worker()?;
-        let inherited: [RawFd; 4] = [device.as_raw_fd(), page.as_fd().as_raw_fd(), theirs.as_fd().as_raw_fd(), plan_fd.as_raw_fd()];
+        let mut inherited = vec![device.as_raw_fd(), page.as_fd().as_raw_fd(), theirs.as_fd().as_raw_fd(), plan_fd.as_raw_fd()];
+        inherited.extend(outlets.metrics.map(|bound| bound.as_fd().as_raw_fd()));
         let mut command = Command::new("/proc/self/exe");
         command.arg("__worker");
-        for (option, fd) in ["--device-fd", "--page-fd", "--control-fd", "--plan-fd"].into_iter().zip(inherited) {
+        for (option, fd) in ["--device-fd", "--page-fd", "--control-fd", "--plan-fd", "--metrics-fd"].into_iter().zip(&inherited) {
             command.arg(option).arg(fd.to_string());
         }
-        if let Destination::File(path) = log {
+        if let Destination::File(path) = outlets.log {
             command.arg("--log").arg(path);
+        }
+        if plan.log_format == Format::Json {
+            command.args(["--log-format", "json"]);
         }
         command.arg("--mount-id").arg(mounted.mount_id.to_string()).arg(plan.mountpoint.as_os_str());
         command.stdin(Stdio::null()).current_dir("/");
@@ -81,7 +93,7 @@ impl Worker {
                 for signal in ENDING {
                     libc::signal(signal, libc::SIG_IGN);
                 }
-                for fd in inherited {
+                for &fd in &inherited {
                     if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
                         return Err(io::Error::last_os_error());
                     }

@@ -8,6 +8,7 @@ use crate::control::{Control, FromWorker};
 use crate::fs::{Fs, LayerStanding};
 use crate::kit::KitLayer;
 use crate::limits::HOUSE_INTERVAL;
+use crate::log;
 use crate::run::{LayerReport, LayerStatus, MountDir};
 use crate::wait::Need;
 
@@ -34,6 +35,7 @@ impl House {
             });
             drop(fs);
             self.report();
+            log::tell_left_out();
             thread::sleep(HOUSE_INTERVAL);
         }
     }
