@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kitfs::admission::{Admission, DecidedPolicy};
 use kitfs::daemon::Ready;
 use kitfs::digest::{Algorithm, Digest};
-use kitfs::log::{Destination, Format};
+use kitfs::log::Destination;
 use kitfs::mountinfo;
 use kitfs::plan::{AuditPlan, Lacking, MountPlan};
 use kitfs::run::{MountDir, MountState, Phase, RunDir};
