@@ -143,7 +143,11 @@ fn short_cuts_say_what_cosign_says_by_them() {
     asked(&["--key", &key, "--insecure-ignore-tlog"]).assert_denied("unsigned");
     scene.sign();
     asked(&["--key", &key, "--insecure-ignore-tlog"]).assert_admitted();
-    asked(&["--key", &key]).assert_denied("no-log");
+    // A log entry is wanted, and whose log it is has to be said.
+    asked(&["--key", &key, "--trusted-root", "sigstore-public-good"]).assert_denied("no-log");
+    let unsaid = asked(&["--key", &key]);
+    unsaid.assert_usage();
+    assert!(unsaid.output.stderr.contains("--trusted-root sigstore-public-good"), "{unsaid:#?}");
     asked(&["--key", &other, "--insecure-ignore-tlog"]).assert_denied("wrong-key");
     asked(&["--key", &key, "--insecure-ignore-tlog", "-a", "stage=prod"]).assert_denied("annotations");
     let identity = ["--certificate-identity", "https://ci.test/a", "--certificate-oidc-issuer", "https://issuer.test"];
