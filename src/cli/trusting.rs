@@ -37,7 +37,13 @@ impl Trust {
             trusted_roots: arguments.trusted_root.clone(),
             require_policy: arguments.require_policy,
         };
-        Ok(Self { rulebook: Rulebook::load(&Host::this(), &caller)?, claim })
+        let rulebook = Rulebook::load(&Host::this(), &caller)?;
+        if rulebook.caller.is_none() && !arguments.trusted_root.is_empty() {
+            report::warning(
+                "`--trusted-root` says whom the policies of this command trust, and it has none: nothing is asked of the kit for it",
+            );
+        }
+        Ok(Self { rulebook, claim })
     }
 
     /// Whether there is any policy.
@@ -47,9 +53,7 @@ impl Trust {
 
     /// Takes what a mount was claimed to be for the claim, if none was made.
     pub(super) fn or_claim(&mut self, text: Option<&str>) {
-        // The digest that was written beside it is the mount's own, which is asked about anyway.
-        let name = text.and_then(|text| Name::of_kit(text.split('@').next().unwrap_or_default()).ok());
-        self.claim = self.claim.take().or(name);
+        self.claim = self.claim.take().or_else(|| Name::of_kit(text?).ok());
     }
 }
 
