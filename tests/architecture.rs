@@ -165,6 +165,47 @@ fn every_limit_is_used() {
 }
 
 #[test]
+fn the_tests_and_cases_that_attacks_are_defeated_by_are_there() {
+    let attacks = fs::read_to_string(root().join("SECURITY.md")).expect("SECURITY.md");
+    let rows: Vec<&str> = section(&attacks, "Attacks").lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")).collect();
+    assert_eq!(rows.len(), 28, "attacks");
+    for (number, row) in rows.iter().enumerate() {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [count, .., tests] = cells[..] else { panic!("{row}") };
+        assert_eq!(count, (number + 1).to_string(), "{row}");
+        let (tests, fixtures) = tests.split_once("; [").unwrap_or((tests, "]"));
+        let mut names = tests.split(", ").map(|name| name.trim_matches('`')).peekable();
+        assert!(names.peek().is_some_and(|name| name.contains("::")), "an attack without a test: {row}");
+        for name in names {
+            assert!(is_test(name), "`{name}` is no test, in: {row}");
+        }
+        for case in fixtures.trim_end_matches(']').split(", ").filter(|case| !case.is_empty()) {
+            assert!(root().join("tests/fixtures/signed").join(case).join("case.json").exists(), "`{case}` is no case, in: {row}");
+        }
+    }
+    assert!(is_test("architecture::every_limit_is_used") && !is_test("architecture::every_limit"));
+    assert!(!is_test("policies::every_limit_is_used") && !is_test("architecture::is_test"));
+}
+
+/// Whether there is a test of this name: the modules say its file, below `src/` or `tests/`.
+fn is_test(name: &str) -> bool {
+    let (modules, function) = name.rsplit_once("::").unwrap_or(("", name));
+    let path = modules.replace("::", "/");
+    let inner = path.trim_end_matches("/tests");
+    let files = [format!("src/{path}.rs"), format!("src/{inner}.rs"), format!("tests/{path}.rs"), format!("tests/{path}/main.rs")];
+    files.iter().filter_map(|file| fs::read_to_string(root().join(file)).ok()).any(|text| {
+        let Some((before, _)) = text.split_once(&format!("fn {function}(")) else { return false };
+        let item = before.rsplit("\n\n").next().unwrap_or(before);
+        item.contains("#[test]") || item.contains("#[tokio::test") || is_in_both_modes(&text, function)
+    })
+}
+
+/// Whether a test is in the list of those that are run in both modes.
+fn is_in_both_modes(text: &str, function: &str) -> bool {
+    text.split_once("in_both_modes!(").is_some_and(|(_, list)| list.split(')').next().is_some_and(|list| has_word(list, function)))
+}
+
+#[test]
 fn what_a_reader_of_code_sees_is_code() {
     let code =
         code_of("let a = \"// no\\\"\"; // fuser::x\nlet b = r#\"tar::\"#; /* a /* b */ c */ let c = '\"'; fn f<'a>(x: &'a str) {}\n");

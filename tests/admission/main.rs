@@ -9,6 +9,8 @@ mod common;
 mod asked;
 mod cases;
 mod faults;
+mod host;
+mod hostile;
 mod names;
 mod records;
 mod signer;

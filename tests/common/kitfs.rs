@@ -60,7 +60,7 @@ impl Host {
         assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: modprobe fuse, or `--device /dev/fuse` for a container");
         // In the target folder and not in /tmp, which may be an overlay or a tmpfs: passthrough depends on where the cache is.
         let folder = tempfile::Builder::new().prefix("host-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-        for name in ["home", "run", "tmp"] {
+        for name in ["home", "run", "tmp", "root"] {
             fs::create_dir(folder.path().join(name)).expect("a folder");
         }
         Self(Arc::new(Inner { folder, mode, next: AtomicUsize::new(0) }))
@@ -91,6 +91,11 @@ impl Host {
         self.path("run")
     }
 
+    /// What `kitfs` of a debug build takes for `/` where the host's policies and trust roots are looked for: those of this machine decide nothing here.
+    pub fn root(&self) -> PathBuf {
+        self.path("root")
+    }
+
     pub fn home(&self) -> PathBuf {
         self.path("home")
     }
@@ -119,6 +124,7 @@ impl Host {
             .env("TMPDIR", self.path("tmp"))
             .env("XDG_RUNTIME_DIR", self.run_dir())
             .env("KITFS_RUN_DIR", self.run_dir())
+            .env("KITFS_TEST_HOST", self.root())
             .env("KITFS_CACHE_DIR", self.cache())
     }
 

@@ -50,14 +50,28 @@ impl Signer {
 
     /// A bundle that states this of the digest.
     pub fn bundle(&self, digest: &str, predicate_type: &str, predicate: &Value) -> Vec<u8> {
+        self.bundle_with(digest, predicate_type, predicate, &json!({}))
+    }
+
+    /// A bundle that states this of the digest, with annotations as `cosign sign -a` makes them.
+    pub fn bundle_with(&self, digest: &str, predicate_type: &str, predicate: &Value, annotations: &Value) -> Vec<u8> {
         let hex = digest.trim_start_matches("sha256:");
-        let subject = json!([{ "digest": { "sha256": hex }, "annotations": {} }]);
+        let subject = json!([{ "digest": { "sha256": hex }, "annotations": annotations }]);
         let statement = json!({ "_type": "https://in-toto.io/Statement/v1", "subject": subject, "predicateType": predicate_type, "predicate": predicate });
+        self.bundle_by(&statement, &json!({ "publicKey": { "hint": "a hint" } }))
+    }
+
+    /// A bundle with any statement and any material to verify it by.
+    pub fn bundle_by(&self, statement: &Value, material: &Value) -> Vec<u8> {
         let payload = statement.to_string();
         let signature = self.sign(format!("DSSEv1 {} {PAYLOAD} {} {payload}", PAYLOAD.len(), payload.len()).as_bytes());
         let envelope = json!({ "payload": STANDARD.encode(&payload), "payloadType": PAYLOAD, "signatures": [{ "sig": signature }] });
-        let material = json!({ "publicKey": { "hint": "a hint" } });
         json!({ "mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope }).to_string().into_bytes()
+    }
+
+    /// A certificate of nobody's for this key.
+    pub fn certificate(&self, parameters: &rcgen::CertificateParams) -> Vec<u8> {
+        parameters.self_signed(&self.0).expect("a certificate").der().to_vec()
     }
 
     /// Attaches a signature of the digest to it.
