@@ -129,7 +129,9 @@ impl Search<'_> {
         if descriptor.digest == self.wanted.subject {
             return Ok(());
         }
-        let found_at = format!("`{name}` of {}", self.layout.name);
+        // What `cosign save` wrote is found by its kind, and has no name.
+        let place_of = if name.is_empty() { "index.json".to_owned() } else { format!("`{name}`") };
+        let found_at = format!("{place_of} of {}", self.layout.name);
         let entry = |descriptor| ListedManifest {
             descriptor,
             document: None,
