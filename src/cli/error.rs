@@ -10,7 +10,7 @@ use crate::admission::roots::{DEFAULT, RootsError};
 use crate::admission::{HOST_ROOTS, NotAdmitted, RuleError};
 use crate::audit::AuditError;
 use crate::daemon::StartError;
-use crate::digest::DigestError;
+use crate::digest::{Digest, DigestError};
 use crate::failure::ErrorClass;
 use crate::kit::KitError;
 use crate::oci::ReferenceError;
@@ -26,6 +26,7 @@ use crate::store::StoreError;
 use crate::tree::TreeError;
 use crate::tuf::TufError;
 use crate::umount::UmountError;
+use crate::verify::Mismatch;
 use crate::vsa::VsaError;
 
 /// Why a command failed.
@@ -211,6 +212,21 @@ impl CliError {
             | Self::Inherit(_)
             | Self::Output(_)
             | Self::Json(_) => Exit::Failed,
+        }
+    }
+
+    /// The blob that is not what its digest says, if that is what is wrong.
+    pub(crate) fn mismatched(&self) -> Option<Digest> {
+        match self {
+            Self::Layers { source: StoreError::Content { layer, .. } | StoreError::Uncompressed { layer, .. }, .. } => Some(*layer),
+            Self::Resolve(error) => match error.innermost() {
+                ResolveError::Content { source, .. } => Some(match **source {
+                    Mismatch::TooLong { digest, .. } | Mismatch::TooShort { digest, .. } => digest,
+                    Mismatch::Digest { expected, .. } => expected,
+                }),
+                _ => None,
+            },
+            _ => None,
         }
     }
 

@@ -55,7 +55,8 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         }
     };
     // Held until the mount serves, or they could be evicted before it has them open.
-    let shared = fetch::layers(&session, pinned, &pinned.lineage.shared(), Until::Usable, &alive)?;
+    let shared = fetch::layers(&session, pinned, &pinned.lineage.shared(), Until::Usable, &alive)
+        .map_err(|error| records.failed(&reference, Some(&pinned.kit().manifest.digest), error))?;
 
     check_shared(&pinned.lineage, &shared)?;
 

@@ -28,14 +28,16 @@ pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
 }
 
 fn pull(session: &Session, gate: &Gate<'_>, text: &str, arguments: &Pull, records: &Records) -> Result<(), CliError> {
-    let kits = session.admitted(gate, &reference(text)?, &arguments.wanted, records)?;
+    let reference = reference(text)?;
+    let kits = session.admitted(gate, &reference, &arguments.wanted, records)?;
     let pinned = kits.pinned();
     if arguments.pin {
         // Before they come: nothing of it goes while the rest is fetched.
         pinned.lineage.layers.iter().try_for_each(|layer| session.store.pin(&layer.spec.key()))?;
     }
     let all: Vec<usize> = (0..pinned.lineage.layers.len()).collect();
-    let layers = fetch::layers(session, pinned, &all, Until::Durable, &|_, _| {})?;
+    let layers = fetch::layers(session, pinned, &all, Until::Durable, &|_, _| {})
+        .map_err(|error| records.failed(&reference, Some(&pinned.kit().manifest.digest), error))?;
     let named = pinned.root().reference.with_digest(pinned.kit().manifest.digest);
     print(format!("{}: {} layers in the cache\n", escaped(&named), layers.len()).as_bytes())?;
     Ok(())

@@ -10,6 +10,7 @@ use super::report;
 use super::{Session, document, remark};
 use crate::admission::{CallerRules, Decision, Host, RuleError, Rulebook};
 use crate::audit::{Attempt, Audit, Event, Ground};
+use crate::digest::Digest;
 use crate::failure::chain;
 use crate::gate::{AdmittedKits, Gate, Passage, Search};
 use crate::limits;
@@ -76,11 +77,12 @@ impl Session {
         for warning in passage.decisions.iter().flat_map(|decision| &decision.report.warnings) {
             report::warning(warning);
         }
-        let kits = passage.kits.inspect_err(|_| {
+        let kits = passage.kits.map_err(|error| {
             // That it is refused is what counts, and is told.
             if let Err(error) = &recorded {
                 report::warning(&chain(error));
             }
+            records.failed(reference, None, error.into())
         })?;
         recorded?;
         remark(reference, kits.pinned());
@@ -108,6 +110,17 @@ impl Records {
     /// What the processes of a mount have to know.
     pub(super) fn plan(&self) -> Option<AuditPlan> {
         self.audit.as_ref().map(Audit::plan)
+    }
+
+    /// Records `error`, if it is that a blob is not what its digest says, and hands it back. What was to happen does not happen anyway.
+    pub(super) fn failed(&self, reference: &Reference, kit: Option<&Digest>, error: CliError) -> CliError {
+        if let (Some(audit), Some(blob)) = (&self.audit, error.mismatched()) {
+            let event = Event::mismatch_before(&reference.to_string(), kit, &self.attempt, &blob, &chain(&error));
+            if let Some(error) = audit.record(&event).unwrap_or_else(Some) {
+                report::warning(&chain(&error));
+            }
+        }
+        error
     }
 
     /// Writes all that was decided.

@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use kitfs::digest::{Algorithm, Digest};
 use serde_json::{Value, json};
 
 use crate::asked::{Asked, Scene, assert_refused};
+use crate::common::registry::{Fault, Target, Times};
 
 /// Each line of an audit log.
 fn lines(path: &Path) -> Vec<Value> {
@@ -42,6 +44,24 @@ fn a_decision_a_mount_and_an_umount_are_a_line_of_audit_each() {
     mount.umount().ok();
     let ended = lines(&log);
     assert_eq!(ended.last().expect("a line")["activity_id"], 13, "{ended:#?}");
+}
+
+#[test]
+fn content_that_is_not_what_its_digest_says_is_recorded_before_there_is_a_mount() {
+    let config = Digest::of(Algorithm::Sha256, &Scene::new().kit.config).to_string();
+    for is_config in [true, false] {
+        let scene = Scene::new();
+        scene.sign();
+        let blob = if is_config { config.clone() } else { scene.kit.layers[0].digest.clone() };
+        scene.registry.fault(Target::Content(blob.clone()), Times::Always, Fault::Flip(0));
+        let log = scene.host.path("audit.json");
+        let pulled = scene.asked.clone().with(&["--audit-log", log.to_str().expect("ours")]).pull(&scene.host);
+        assert_eq!(pulled.code(), 4, "{pulled:#?}");
+        let lines = lines(&log);
+        let last = lines.last().expect("a line");
+        assert_eq!((&last["metadata"]["event_code"], &last["component"]), (&json!("mismatch"), &json!(blob)), "{lines:#?}");
+        assert_eq!(lines.len(), if is_config { 1 } else { 2 }, "what is no kit is not decided on: {lines:#?}");
+    }
 }
 
 #[test]
