@@ -9,6 +9,7 @@ use crate::common::kitfs::{Host, Mode, SOON};
 use crate::common::pack::{Kit, Kitfile, Tree};
 use crate::common::process::{Running, await_blocked};
 use crate::common::registry::{Fault, Gate, Registry, Target, Times};
+use crate::common::shown::read;
 use crate::kits::{MIB, bytes, parts};
 
 /// Every layer of the kit is held at one gate.
@@ -127,7 +128,10 @@ fn a_mount_that_waits_returns_with_everything_and_stays_without() {
     gate.await_held(2);
     gate.open();
     let said = mounting.wait(SOON).ok();
-    assert_eq!(in_state(&guard.status(), "cached"), NAMES.len());
+    for name in NAMES {
+        let path = guard.path(&format!("{name}/part.bin"));
+        assert!(read(&path) == Ok(kit.tree.content(&format!("{name}/part.bin")).to_vec()), "{name}");
+    }
     assert_eq!(said.stderr.matches("in the cache").count(), NAMES.len(), "a line a layer: {}", said.stderr);
     for layer in &kit.layers {
         assert_eq!(registry.sent(&layer.digest), layer.blob.len() as u64, "each byte once, whoever fetched it");
