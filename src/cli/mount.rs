@@ -57,6 +57,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     // Held until the mount serves, or they could be evicted before it has them open.
     let shared = fetch::layers(&session, pinned, &pinned.lineage.shared(), Until::Usable, &alive)
         .map_err(|error| records.failed(&reference, Some(&pinned.kit().manifest.digest), error))?;
+    session.warn_if_over_limit();
 
     check_shared(&pinned.lineage, &shared)?;
 
@@ -87,8 +88,8 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         // The worker fetches the same, and each layer is fetched by one of the two, so that the other only looks on.
         let waited_for = arguments.prefetch.of(&pinned.lineage.layers);
         fetch::layers(&session, pinned, &waited_for, Until::Usable, &|_, _| {})?;
+        session.warn_if_over_limit();
     }
-    session.warn_if_over_limit();
     Ok(Exit::Done)
 }
 
