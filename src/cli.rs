@@ -30,14 +30,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use indicatif::BinaryBytes;
 use tokio::runtime::Runtime;
 
 use crate::credentials;
+use crate::limits;
 use crate::oci::Reference;
 use crate::resolve::{self, Access, Pinned, PinnedBy};
 use crate::source::SourceOptions;
 use crate::store::Store;
-use args::{CacheDir, CacheLimit, Cli, Command, Sources, Wanted};
+use args::{CacheDir, CacheLimit, Cli, Command, Fetching, Sources, Wanted};
 use error::CliError;
 use report::Exit;
 
@@ -92,11 +94,19 @@ struct Session {
     store: Store,
     options: SourceOptions,
     runtime: Runtime,
+    /// Layers that are fetched at once.
+    jobs: usize,
 }
 
 impl Session {
     fn open(sources: &Sources) -> Result<Self, CliError> {
-        Ok(Self { store: store(sources)?, options: options(sources)?, runtime: runtime()? })
+        Ok(Self { store: store(sources)?, options: options(sources)?, runtime: runtime()?, jobs: limits::PULLS_MAX })
+    }
+
+    /// Fetches as much at once as was said, if anything was.
+    fn fetching(self, fetching: &Fetching) -> Self {
+        let options = SourceOptions { connections: fetching.connections, ..self.options };
+        Self { options, jobs: fetching.jobs.map_or(self.jobs, usize::from), ..self }
     }
 
     /// Lets the cache hold as much as was said, if anything was.
@@ -107,6 +117,18 @@ impl Session {
             report::note(&format!("the cache at {} may hold {size} from now on, it was {before}", self.store.dir().display()));
         }
         Ok(())
+    }
+
+    /// Says that the cache is larger than it may be, if that came about by what this command fetched.
+    fn warn_if_over_limit(&self) {
+        let (over, dir) = (self.store.over_limit(), self.store.dir().display());
+        if over > 0 {
+            report::warning(&format!(
+                "the cache at {dir} is {} over its limit, since what could go was not enough: what is open, pinned or was used a moment ago stays; \
+                 `kitfs cache ls` shows it, `kitfs cache prune` makes it keep to its limit later",
+                BinaryBytes(over)
+            ));
+        }
     }
 
     /// Resolves a reference and what it refers to for whoever only looks at kits, and leaves of it what is wanted.
@@ -150,7 +172,7 @@ fn options(sources: &Sources) -> Result<SourceOptions, CliError> {
     // Said in the mount's plan, so that its worker looks where this command did.
     let kitops_home = credentials::kit_home().map(absolute).transpose()?;
     let ca_cert = sources.ca_cert.clone().map(absolute).transpose()?;
-    Ok(SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home })
+    Ok(SourceOptions { plain_http: sources.plain_http, ca_cert, offline: sources.offline, kitops_home, connections: None })
 }
 
 fn runtime() -> Result<Runtime, CliError> {

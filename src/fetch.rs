@@ -85,6 +85,8 @@ struct Inner {
     demanded_running: usize,
     background_running: usize,
     cautious: bool,
+    /// How many at once, of each sort, if that was said.
+    jobs: Option<usize>,
     layers: Vec<State>,
 }
 
@@ -131,6 +133,11 @@ impl Fetcher {
     /// Fetches half as many layers at once, after workers that died of something they did themselves, most likely of memory.
     pub fn be_cautious(&self, cautious: bool) {
         self.lock().cautious = cautious;
+    }
+
+    /// Fetches so many layers at once that are waited for, and as many that are not.
+    pub fn fetch_at_once(&self, jobs: u16) {
+        self.lock().jobs = Some(usize::from(jobs));
     }
 
     /// A reader wants the layer: it goes before everything that nobody waits for.
@@ -305,11 +312,13 @@ impl Inner {
     /// room of their own.
     fn next(&mut self) -> Option<(u16, bool)> {
         let share = if self.cautious { 2 } else { 1 };
-        let (slot, demanded) = if self.demanded_running < DEMANDED_FETCHES_MAX / share
+        let most = |default: usize| (self.jobs.unwrap_or(default) / share).max(1);
+        let (demanded_most, background_most) = (most(DEMANDED_FETCHES_MAX), most(BACKGROUND_FETCHES_MAX));
+        let (slot, demanded) = if self.demanded_running < demanded_most
             && let Some(slot) = self.demanded.pop_front()
         {
             (slot, true)
-        } else if self.background_running < BACKGROUND_FETCHES_MAX / share {
+        } else if self.background_running < background_most {
             (self.background.pop_front()?, false)
         } else {
             return None;

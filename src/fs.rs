@@ -280,11 +280,6 @@ impl Fs {
         }
     }
 
-    /// How often bytes of layers were not what their digest says, as far as this process saw.
-    pub fn mismatches(&self) -> u64 {
-        self.store.mismatches()
-    }
-
     /// How a layer stands.
     pub fn standing(&self, slot: u16) -> LayerStanding {
         match self.fetcher.standing(slot) {

@@ -228,13 +228,14 @@ impl Shared {
         }
         match opened {
             Opened::Data(file) if self.passthrough => {
-                let identity = rustix::fs::fstat(&*file).map(|stat| (stat.st_dev, stat.st_ino));
-                let acquired = identity.map_err(io::Error::from).and_then(|(device, inode)| {
-                    self.page.acquire_backing(id.to_wire(), (device, inode), || self.device.backing_open(file.as_fd()))
+                let acquired = rustix::fs::fstat(&*file).map_err(io::Error::from).and_then(|stat| {
+                    let identity = (stat.st_dev, stat.st_ino);
+                    let backing = self.page.acquire_backing(id.to_wire(), identity, || self.device.backing_open(file.as_fd()))?;
+                    Ok(backing.map(|backing| (backing, stat.st_size)))
                 });
                 match acquired {
-                    Ok(Some(backing)) => {
-                        self.meter.opened(true);
+                    Ok(Some((backing, size))) => {
+                        self.meter.passed_through(u64::try_from(size).unwrap_or_default());
                         self.device.opened(unique, FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, backing);
                     }
                     // Another file than the one that is open under this id: the kernel looks up again and gets the new id.
@@ -250,7 +251,7 @@ impl Shared {
                 }
             }
             _ => {
-                self.meter.opened(false);
+                self.meter.opened();
                 self.device.opened(unique, FOPEN_KEEP_CACHE | FOPEN_NOFLUSH, 0);
             }
         }

@@ -1,8 +1,10 @@
-//! Who has a mount in use.
+//! Who has a mount, or files of a cache, in use.
 //!
 //! It reads `/proc` and compares mount ids, which needs no request to the mounted filesystem: that may be the very thing that hangs. Only what keeps this
 //! mount from being taken down is listed; a copy of it in another mount namespace does not, nor do its users.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -73,12 +75,56 @@ pub fn holders(entry: &MountEntry) -> Vec<Holder> {
     list
 }
 
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its name, as it gives it itself.
+    pub name: String,
+}
+
+/// Who has which files of `folder` open, by name, as far as that can be found out in the time allowed. No file is touched for it.
+pub fn users_of(folder: &Path) -> BTreeMap<OsString, BTreeSet<Process>> {
+    let mut users = BTreeMap::<OsString, BTreeSet<Process>>::new();
+    let Ok(folder) = folder.canonicalize() else { return users };
+    let (found, open) = channel();
+    if thread::Builder::new().name("holders".to_owned()).spawn(move || search_files(&folder, &found)).is_err() {
+        return users;
+    }
+    let deadline = Instant::now() + HOLDERS_LIMIT;
+    while let Ok((file, process)) = open.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        users.entry(file).or_default().insert(process);
+    }
+    users
+}
+
+fn search_files(folder: &Path, found: &Sender<(OsString, Process)>) {
+    let Ok(processes) = fs::read_dir("/proc") else { return };
+    for process in processes.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        for descriptor in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
+            let target = target(&descriptor.path());
+            if target.parent() == Some(folder)
+                && let Some(file) = target.file_name()
+                && found.send((file.to_owned(), Process { pid, name: name_of(&process.path()) })).is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+fn name_of(process: &Path) -> String {
+    fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_owned()
+}
+
 fn search(mount_id: u64, device: (u32, u32), found: &Sender<Holder>) {
     let Ok(processes) = fs::read_dir("/proc") else { return };
     for process in processes.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         if let Some(holding) = holding(&process.path(), mount_id, device) {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default().trim_end().to_owned();
+            let name = name_of(&process.path());
             if found.send(Holder { pid, name, holding }).is_err() {
                 return;
             }

@@ -60,6 +60,8 @@ pub const KERNEL_TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
 pub const DEMANDED_FETCHES_MAX: usize = 16;
 /// Layers that nobody waits for and that are fetched at once.
 pub const BACKGROUND_FETCHES_MAX: usize = 2;
+/// Layers that may be asked to be fetched at once (`--jobs`), of each of the two sorts above: each has up to 4 MiB in order, 8 MiB of a zstd window, and a thread.
+pub const JOBS_MAX: u16 = 16;
 /// First wait after a failure of the content or the source; it doubles with each further one.
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);
 /// Longest wait after a failure.
@@ -73,8 +75,9 @@ pub const PREFETCH_TOTAL_BYTES: u64 = 256 << 20;
 
 // ---- fs
 
-/// How long a layer stays open after its last file was closed; a reader that opens file after file does not open the layer each time.
-pub const HANDLE_GRACE: Duration = Duration::from_secs(10);
+/// How long a layer stays open after its last file was closed; a reader that opens file after file does not open the layer each time. Whoever is short of
+/// room waits for it, and it counts towards [`USE_GRACE_SECONDS`].
+pub const HANDLE_GRACE: Duration = Duration::from_secs(2);
 /// Layers that stay open for that long though none of their files is; each has four descriptors here and four in the supervisor.
 pub const RESTING_LAYERS_MAX: usize = 64;
 /// Data files of one layer that stay open between two reads through us.
@@ -269,6 +272,9 @@ pub const ERROR_BODY_MS: u64 = 1_000;
 pub const RANGE_BYTES: u64 = 16 << 20;
 /// Connections that fetch one blob: one does about 0.8 GB/s of TLS, four saturate what hashing can take.
 pub const CONNECTIONS: usize = 4;
+/// Connections that may be asked to fetch one blob (`--connections`): what one host should take of a registry. What they bring out of order has one budget,
+/// [`REORDER_BYTES`], however many they are.
+pub const CONNECTIONS_MAX: u16 = 16;
 /// How much of its time a blob's first range has to be waited for, in percent, before there are further connections.
 pub const STARVED_PERCENT: u32 = 50;
 /// Bytes that came out of order and wait for their turn, in the whole process. Twice as much made a worker larger than 150 MiB and nothing faster.
@@ -362,6 +368,10 @@ pub const PROGRESS_BYTES: usize = 4096;
 pub const PROGRESS_TEXT_BYTES: usize = 1024;
 /// Bytes of a small record of the store (`visible`, a remembered reference). Nothing we write comes near.
 pub const RECORD_BYTES: u64 = 16 << 10;
+/// Bytes of all documents that are kept: of some 10,000 kits, or of a few whose attestations have megabytes. See `store/stale.rs` for what goes.
+pub const DOCUMENTS_BYTES: u64 = 512 << 20;
+/// Documents that are kept, records of them included: looking at them takes tenths of a second.
+pub const DOCUMENTS: usize = 50_000;
 /// Candidates that are kept for a manifest: as many as one decision fetches. What once met an authority is the last to go.
 pub const KEPT_CANDIDATES: usize = CANDIDATES;
 /// Bytes of the record of what is attached to a manifest: at most [`KEPT_CANDIDATES`] entries of half a kilobyte, repository included.
@@ -376,6 +386,8 @@ pub const ENSURE_ROUNDS: u32 = 5;
 pub const CACHE_DEFAULT_PERCENT: u8 = 90;
 /// Characters of a wrong `--cache-size` that its error shows.
 pub const CACHE_SIZE_SHOWN: usize = 40;
+/// How long what a cache holds is taken for what it held: a scraper asks every few seconds, and a cache can have a hundred thousand files.
+pub const USAGE_AGE: Duration = Duration::from_secs(10);
 /// Seconds after its last use in which a layer is not evicted, unless the disk is short of room: a reader that opens file after file would fetch it anew each
 /// time.
 pub const USE_GRACE_SECONDS: u64 = 10;
@@ -384,7 +396,7 @@ pub const USE_GRACE_SECONDS: u64 = 10;
 pub const ROOM_ATTEMPTS: u32 = 8;
 
 /// Seconds that a layer waits for others to be let go when the disk is short of room: a worker holds a layer for [`HANDLE_GRACE`] after its last file was
-/// closed, and its supervisor a moment longer.
+/// closed, and its supervisor up to [`HOUSE_INTERVAL`] longer; a busy host may be late with either.
 pub const ROOM_WAIT_SECONDS: u64 = 15;
 
 // ---- cli
@@ -456,6 +468,9 @@ pub const NOT_BEFORE: Timestamp = Timestamp::constant(1_767_225_600, 0);
 
 /// Bytes of a log before it turns over; two of them can exist. It lies in `/run`, which is memory.
 pub const LOG_BYTES: u64 = 10 << 20;
+
+/// Bytes of an entry in the journal: less than what a datagram takes by default (208 KiB), and more than any line has.
+pub const JOURNAL_ENTRY_BYTES: usize = 128 << 10;
 
 /// How long lines are counted that say the same.
 pub const LOG_WINDOW: Duration = Duration::from_secs(60);

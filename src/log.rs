@@ -4,6 +4,7 @@
 //! or an archive can end a line or speak to a terminal: every line goes out without control characters. A line that comes again and again is left out after
 //! a few times, and how often it was is said later ([`tell_left_out`]).
 
+mod journal;
 mod repeats;
 
 use std::borrow::Cow;
@@ -21,19 +22,20 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use self::journal::Journal;
 use self::repeats::Repeats;
 use crate::limits::LOG_BYTES;
 
 /// Where it is said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// Standard error: the terminal or the journal.
+    /// The journal, or standard error: whatever that is.
     Stderr,
     /// A file that turns over.
     File(PathBuf),
 }
 
-/// For whom it is said.
+/// For whom it is said. Where nobody says, it is for people, and the journal gets entries with fields of their own ([`journal`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -42,6 +44,16 @@ pub enum Format {
     Text,
     /// For programs: an object a line.
     Json,
+}
+
+impl Format {
+    /// As it is given.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
 }
 
 /// The log file; when it is full it becomes `<name>.1`, and what was that is gone.
@@ -71,18 +83,27 @@ pub struct Output {
 /// What was left out of this process's log; there is one log in a process.
 static REPEATS: OnceLock<Repeats> = OnceLock::new();
 
-/// From now on, everything is said at `destination`, at the level that `RUST_LOG` asks for.
-pub fn init(destination: &Destination, format: Format) -> io::Result<()> {
+/// From now on, everything is said at `destination`, at the level that `RUST_LOG` asks for. A format that was asked for is kept to in the journal as well.
+pub fn init(destination: &Destination, format: Option<Format>) -> io::Result<()> {
     let (file, priorities) = match destination {
         Destination::Stderr => (None, stderr_is_journal()),
         Destination::File(path) => (Some(LogFile::open(path)?), false),
     };
     let repeats = REPEATS.get_or_init(Repeats::default).clone();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter(std::env::var("RUST_LOG").ok()))
-        .with_ansi(false)
-        .log_internal_errors(false)
-        .with_writer(Output { file, format, priorities });
+    let filter = filter(std::env::var("RUST_LOG").ok());
+    // A journal that does not listen gets lines by way of standard error, as from any other program.
+    if priorities
+        && format.is_none()
+        && let Ok(journal) = Journal::open()
+    {
+        return tracing_subscriber::registry().with(filter).with(journal).with(repeats).try_init().map_err(io::Error::other);
+    }
+    let format = format.unwrap_or_default();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false).with_writer(Output {
+        file,
+        format,
+        priorities,
+    });
     match format {
         Format::Text => lines.finish().with(repeats).try_init(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).finish().with(repeats).try_init(),

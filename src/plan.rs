@@ -17,8 +17,9 @@ use crate::admission::Admission;
 use crate::digest::Digest;
 use crate::filter::Selection;
 use crate::gate::AdmittedKits;
-use crate::kit::Member;
-use crate::limits::PLAN_BYTES;
+use crate::kit::{KitLayer, LayerKind, Member};
+use crate::layer::Archive;
+use crate::limits::{PLAN_BYTES, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
 use crate::log::Format;
 use crate::metrics::Address;
 use crate::resolve::{Found, Pinned};
@@ -57,6 +58,9 @@ pub struct MountPlan {
     pub no_passthrough: bool,
     /// What is fetched before anybody asks.
     pub prefetch: Prefetch,
+    /// How many layers are fetched at once, if that was said.
+    #[serde(default)]
+    pub jobs: Option<u16>,
     /// What of the kit shows.
     #[serde(default)]
     pub selection: Selection,
@@ -80,9 +84,9 @@ pub struct MountPlan {
     /// Where what happens to the mount is recorded.
     #[serde(default)]
     pub audit: Option<AuditPlan>,
-    /// How supervisor and workers log.
+    /// How supervisor and workers log, if that was said.
     #[serde(default)]
-    pub log_format: Format,
+    pub log_format: Option<Format>,
     /// Where metrics are told.
     #[serde(default)]
     pub metrics: Option<Address>,
@@ -115,6 +119,8 @@ pub struct Mounting {
     pub no_passthrough: bool,
     /// See [`MountPlan::prefetch`].
     pub prefetch: Prefetch,
+    /// See [`MountPlan::jobs`].
+    pub jobs: Option<u16>,
     /// See [`MountPlan::selection`].
     pub selection: Selection,
     /// See [`MountPlan::access`].
@@ -124,7 +130,7 @@ pub struct Mounting {
     /// See [`MountPlan::audit`].
     pub audit: Option<AuditPlan>,
     /// See [`MountPlan::log_format`].
-    pub log_format: Format,
+    pub log_format: Option<Format>,
     /// See [`MountPlan::metrics`].
     pub metrics: Option<Address>,
     /// See [`MountPlan::lacking`].
@@ -207,15 +213,56 @@ fn documents(member: &Member) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// What is fetched before anybody asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Prefetch {
     /// Nothing.
     None,
     /// Small tar layers and code.
+    #[default]
     Small,
     /// Every layer.
     All,
+}
+
+impl Prefetch {
+    /// The positions of the layers that it names, in manifest order.
+    pub fn of(self, layers: &[KitLayer]) -> Vec<usize> {
+        let mut room = PREFETCH_TOTAL_BYTES;
+        let wanted = layers.iter().enumerate().filter(|(_, layer)| match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Small => {
+                let size = layer.spec.descriptor.size;
+                // A raw file is listed without being here, but for a tokenizer that will be read the list is not enough.
+                let wanted = layer.spec.archive == Archive::Tar || layer.kind == LayerKind::ModelConfig;
+                let small = (size <= PREFETCH_LAYER_BYTES && wanted) || layer.kind == LayerKind::Code;
+                let takes = small && size <= room;
+                room -= if takes { size } else { 0 };
+                takes
+            }
+        });
+        wanted.map(|(position, _)| position).collect()
+    }
+}
+
+/// What was said of how a mount works, for `kitfs status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// See [`MountPlan::selection`].
+    pub selection: Selection,
+    /// See [`MountPlan::include_remote`].
+    pub include_remote: bool,
+    /// See [`MountPlan::prefetch`].
+    pub prefetch: Prefetch,
+    /// See [`MountPlan::jobs`].
+    pub jobs: Option<u16>,
+    /// See [`SourceOptions::connections`].
+    pub connections: Option<u16>,
+    /// See [`MountPlan::allow_other`].
+    pub allow_other: bool,
+    /// Where metrics are told.
+    pub metrics: Option<String>,
 }
 
 /// Abilities of newer kernels that are treated as missing, to test the fall-backs on a kernel that has them.
@@ -239,7 +286,7 @@ impl MountPlan {
         };
         let (manifest, config) = documents(&members[0]);
         let Mounting { id, mountpoint, run_dir, cache_dir, uid, gid, allow_other, no_passthrough, prefetch, .. } = mounting;
-        let Mounting { selection, access, include_remote, audit, log_format, metrics, lacking, .. } = mounting;
+        let Mounting { jobs, selection, access, include_remote, audit, log_format, metrics, lacking, .. } = mounting;
         Self {
             id,
             mountpoint,
@@ -253,6 +300,7 @@ impl MountPlan {
             allow_other,
             no_passthrough,
             prefetch,
+            jobs,
             selection,
             access,
             manifest,
@@ -284,6 +332,7 @@ impl MountPlan {
             allow_other: false,
             no_passthrough: false,
             prefetch: Prefetch::None,
+            jobs: None,
             selection: Selection::default(),
             access: SourceOptions::default(),
             manifest: b"{}".to_vec(),
@@ -292,7 +341,7 @@ impl MountPlan {
             include_remote: false,
             remote: Vec::new(),
             audit: None,
-            log_format: Format::default(),
+            log_format: None,
             metrics: None,
             lacking: Lacking::default(),
             admissions: Vec::new(),

@@ -24,8 +24,9 @@ use crate::detach::{Detached, detach};
 use crate::digest::Digest;
 use crate::failure::chain;
 use crate::limits::{ABANDONED_AFTER, RUN_DOCUMENT_BYTES};
+use crate::metrics::Totals;
 use crate::mountinfo::{self, MountEntry};
-use crate::plan::{AuditPlan, ReferenceRecord, RemoteRecord};
+use crate::plan::{AuditPlan, ReferenceRecord, RemoteRecord, Settings};
 use crate::source::SourceOptions;
 
 /// The run directory; cheap to clone.
@@ -84,6 +85,9 @@ pub struct MountRecord {
     /// Where what happens to it is recorded.
     #[serde(default)]
     pub audit: Option<AuditPlan>,
+    /// What was said of how it works.
+    #[serde(default)]
+    pub settings: Settings,
 }
 
 /// `state.json`: how the mount is.
@@ -107,6 +111,17 @@ pub enum Phase {
     Restarting,
     /// It is being taken down.
     Stopping,
+}
+
+/// `counts.json`: what the mount has done so far, all its workers together; up to a second behind, and that of one that was killed is lost.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MountCounts {
+    /// What was counted.
+    pub totals: Totals,
+    /// Requests that wait now.
+    pub waiting: u64,
+    /// Bytes by which the cache was over its limit when this mount made room last.
+    pub cache_over_limit_bytes: u64,
 }
 
 /// One layer in `layers.json`.
@@ -379,6 +394,16 @@ impl MountDir {
     /// Writes `layers.json`.
     pub fn write_layers(&self, layers: &[LayerReport]) -> Result<(), RunError> {
         self.write("layers.json", &layers)
+    }
+
+    /// Writes `counts.json`.
+    pub fn write_counts(&self, counts: &MountCounts) -> Result<(), RunError> {
+        self.write("counts.json", counts)
+    }
+
+    /// Reads `counts.json`; `None` if it was not written yet.
+    pub fn read_counts(&self) -> Result<Option<MountCounts>, RunError> {
+        self.read("counts.json")
     }
 
     /// Reads `mount.json`; `None` if it was not written yet.

@@ -78,14 +78,16 @@ mod quota;
 mod recall;
 mod recheck;
 mod replay;
+mod stale;
 mod work;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -101,7 +103,7 @@ use crate::verify::Verified;
 
 pub use attached::KeptManifest;
 pub use error::StoreError;
-pub use evict::{Evicted, Resident};
+pub use evict::{Evicted, Resident, Usage};
 pub use layer::{Content, Held, VerifiedLayer};
 pub use progress::{Activity, Progress};
 pub use quota::{CacheSize, CacheSizeError};
@@ -141,8 +143,16 @@ struct Inner {
     /// Layers of which a file was seen to be different, with the index that it was compared with.
     doubts: Mutex<HashMap<LayerKey, recall::Identity>>,
     unsynced: Mutex<Vec<File>>,
+    /// It was seen to that documents are not too many, by this process.
+    bounded: AtomicBool,
     /// Bytes of layers that were not what their digest says, from a source or from disk.
     mismatches: AtomicU64,
+    evicted_layers: AtomicU64,
+    evicted_bytes: AtomicU64,
+    /// Bytes by which the cache was over its limit when this process made room last.
+    over_limit: AtomicU64,
+    /// What the cache held when it was looked at last.
+    usage: Mutex<Option<(Instant, Usage)>>,
 }
 
 /// Where a layer is.
@@ -206,7 +216,12 @@ impl Store {
             flights: flight::Flights::default(),
             doubts: Mutex::default(),
             unsynced: Mutex::default(),
+            bounded: AtomicBool::new(false),
             mismatches: AtomicU64::new(0),
+            evicted_layers: AtomicU64::new(0),
+            evicted_bytes: AtomicU64::new(0),
+            over_limit: AtomicU64::new(0),
+            usage: Mutex::default(),
         };
         let store = Self(Arc::new(inner));
         store.sweep()?;
@@ -236,6 +251,29 @@ impl Store {
     /// How often [`Store::ensure`] met a layer whose bytes were not what its digest says, in this process.
     pub fn mismatches(&self) -> u64 {
         self.0.mismatches.load(Ordering::Relaxed)
+    }
+
+    /// What this process has evicted.
+    pub fn evicted(&self) -> Evicted {
+        Evicted { layers: self.0.evicted_layers.load(Ordering::Relaxed), bytes: self.0.evicted_bytes.load(Ordering::Relaxed) }
+    }
+
+    /// By how many bytes the cache was to become larger than its limit when this process made room last, because what could go was not enough.
+    pub fn over_limit(&self) -> u64 {
+        self.0.over_limit.load(Ordering::Relaxed)
+    }
+
+    /// What the cache holds, or held a moment ago ([`limits::USAGE_AGE`]): it is told by looking at every file in it.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let mut known = self.0.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, usage)) = *known
+            && at.elapsed() < limits::USAGE_AGE
+        {
+            return Ok(usage);
+        }
+        let usage = evict::usage(&self.0)?;
+        *known = Some((Instant::now(), usage));
+        Ok(usage)
     }
 
     /// Where the cache is.
@@ -299,16 +337,24 @@ impl Store {
         Ok(self.0.pinned.list()?.iter().filter_map(|name| LayerKey::from_file_name(name)).collect())
     }
 
+    /// The file that whoever uses the layer holds open.
+    pub fn use_lock(&self, layer: &LayerKey) -> PathBuf {
+        self.0.locks.path_of(&UseLock::name(layer))
+    }
+
     /// The layers that are here, the one that was not used for longest first.
     pub fn residents(&self) -> Result<Vec<Resident>, StoreError> {
         evict::residents(&self.0)
     }
 
-    /// Removes what others left behind when they died, and evicts layers that nobody uses: until the cache keeps to its limit, or all of them.
+    /// Removes what others left behind when they died, and evicts layers that nobody uses: until the cache keeps to its limit, or all of them. Documents
+    /// keep to theirs, and with `all` those go too that nothing names.
     pub fn prune(&self, all: bool) -> Result<Evicted, StoreError> {
         self.0.remove_leftovers()?;
         WorkDir::discard(&self.0)?;
-        evict::prune(&self.0, all)
+        let evicted = evict::prune(&self.0, all)?;
+        stale::bound(&self.0, all)?;
+        Ok(evicted)
     }
 
     /// Waits until the layer (and every document put here before) would survive a power cut.

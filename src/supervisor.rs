@@ -37,7 +37,7 @@ use crate::log::{self, Destination};
 use crate::metrics::{Address, Bound};
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
-use crate::plan::MountPlan;
+use crate::plan::{MountPlan, Settings};
 use crate::run::{self, Alive, MountDir, MountRecord, MountState, Phase};
 use crate::store::Held;
 use crate::umount::{self, Detached, Request, Response};
@@ -530,6 +530,15 @@ impl<'a> Supervisor<'a> {
             access: self.plan.access.clone(),
             admissions: self.plan.admissions().to_vec(),
             audit: self.plan.audit.clone(),
+            settings: Settings {
+                selection: self.plan.selection.clone(),
+                include_remote: self.plan.include_remote,
+                prefetch: self.plan.prefetch,
+                jobs: self.plan.jobs,
+                connections: self.plan.access.connections,
+                allow_other: self.plan.allow_other,
+                metrics: self.metrics.as_ref().map(|bound| bound.address.to_string()),
+            },
         }
     }
 

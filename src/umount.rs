@@ -444,6 +444,7 @@ mod tests {
             access: crate::source::SourceOptions::default(),
             admissions: Vec::new(),
             audit: None,
+            settings: Default::default(),
         }
     }
 

@@ -18,7 +18,7 @@ use fuser::{Config, InitFlags, Session, SessionACL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use self::house::House;
+use self::house::{House, Ledger};
 use crate::audit::Trail;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
 use crate::decided::attributes;
@@ -26,9 +26,8 @@ use crate::detach::detach;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::fuse::{Adapter, Shared};
-use crate::kit::{KitLayer, LayerKind};
-use crate::layer::Archive;
-use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN, PREFETCH_LAYER_BYTES, PREFETCH_TOTAL_BYTES};
+use crate::kit::KitLayer;
+use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN};
 use crate::log::{Destination, Format};
 use crate::metrics::{self, Look, Meter, Named, Snapshot};
 use crate::oci::Reference;
@@ -60,9 +59,9 @@ pub struct Inherited {
     /// Where it logs to; without it, to stderr.
     #[arg(long)]
     log: Option<PathBuf>,
-    /// How it logs.
-    #[arg(long, value_enum, default_value = "text")]
-    log_format: Format,
+    /// How it logs, if that was said.
+    #[arg(long, value_enum)]
+    log_format: Option<Format>,
     /// The mount's id, for detaching it if the supervisor is lost.
     #[arg(long)]
     mount_id: u64,
@@ -77,7 +76,7 @@ impl Inherited {
     }
 
     /// How it logs.
-    pub fn log_format(&self) -> Format {
+    pub fn log_format(&self) -> Option<Format> {
         self.log_format
     }
 }
@@ -124,17 +123,20 @@ fn serve(
 
     let places = std::iter::once(&plan.reference).chain(plan.references.iter().map(|kit| &kit.found.source));
     let places = places.map(|place| place.parse()).collect::<Result<Vec<Reference>, _>>()?;
-    let meter = if metrics.is_some() { Meter::on() } else { Meter::default() };
+    let meter = Meter::default();
     let connect = {
         let (plan, meter) = (Arc::clone(&plan), meter.clone());
         Box::new(move |kit: usize| {
             let source = crate::source::open(&places[kit], &plan.access)?;
             let meter = meter.clone();
-            Ok(if meter.is_on() { crate::source::metered(source, Arc::new(move |bytes| meter.fetched(bytes))) } else { source })
+            Ok(crate::source::metered(source, Arc::new(move |bytes| meter.fetched(bytes))))
         })
     };
     let layers = lineage.layers.iter().enumerate().map(|(position, layer)| (layer.spec.clone(), lineage.owner(position)));
     let fetcher = Fetcher::new(store.clone(), layers.collect(), connect, meter.clone());
+    if let Some(jobs) = plan.jobs {
+        fetcher.fetch_at_once(jobs);
+    }
     let trail = Trail::new(&plan);
     fetcher.report_mismatches(Box::new(move |layer, message| trail.mismatch(&layer.to_string(), message)));
     // The filesystem tells the waiters what came, and the waiters ask the filesystem how much of it did.
@@ -161,7 +163,7 @@ fn serve(
         Box::new(move |slot, checksum| page.agree_on_table(slot, checksum))
     };
     let prefetch_model = plan.prefetch != Prefetch::None;
-    let fs = Fs::new(&lineage, plan.reference.clone(), store, Arc::clone(&fetcher), prefetch_model, ended, agree)?;
+    let fs = Fs::new(&lineage, plan.reference.clone(), store.clone(), Arc::clone(&fetcher), prefetch_model, ended, agree)?;
     filesystem.set(Arc::clone(&fs)).map_err(|_| "the filesystem is made once")?;
 
     let begin = adopt(control, &fs, &page)?;
@@ -189,7 +191,8 @@ fn serve(
     let session = session(Adapter::new(shared), &page.agreed(), device)?;
     match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
         Ok(dir) => {
-            house.set(House::new(&fs, lineage.layers.clone(), dir)).map_err(|_| "the house is made once")?;
+            let ledger = Ledger { meter: meter.clone(), store: store.clone(), page: page.clone() };
+            house.set(House::new(&fs, lineage.layers.clone(), dir, ledger)).map_err(|_| "the house is made once")?;
             spawn("house", {
                 let (house, control) = (Arc::clone(&house), Arc::clone(control));
                 move || house.get().map_or((), |house| house.keep(&control))
@@ -202,10 +205,8 @@ fn serve(
         let (mountpoint, mount_id) = (inherited.mountpoint.clone(), inherited.mount_id);
         move || obey(&control, &waiters, &mountpoint, mount_id)
     })?;
-    if let Some(listener) = metrics
-        && let Some(registry) = meter.registry(named(&plan), look(&fs, &page))
-    {
-        metrics::serve(listener, registry)?;
+    if let Some(listener) = metrics {
+        metrics::serve(listener, meter.registry(named(&plan), look(&fs, store, &page)))?;
     }
     control.send(&FromWorker::Ready, None)?;
     if !stopping {
@@ -221,13 +222,11 @@ fn named(plan: &MountPlan) -> Named {
 }
 
 /// What somebody who asks for metrics is told beside the counters.
-fn look(fs: &Arc<Fs>, page: &Page) -> Look {
+fn look(fs: &Arc<Fs>, store: Store, page: &Page) -> Look {
     let (fs, page) = (Arc::downgrade(fs), page.clone());
     Box::new(move || {
         let mut layers = ["absent", "waiting", "fetching", "cached", "failed"].map(|state| (state, 0));
-        let mut mismatches = 0;
         if let Some(fs) = fs.upgrade() {
-            mismatches = fs.mismatches();
             for (slot, _) in (1..).zip(fs.specs()) {
                 let state = match fs.standing(slot) {
                     LayerStanding::Absent => 0,
@@ -239,7 +238,15 @@ fn look(fs: &Arc<Fs>, page: &Page) -> Look {
                 layers[state].1 += 1;
             }
         }
-        Snapshot { layers: layers.into(), waiting: page.parked().into(), restarts: page.restarts().into(), mismatches }
+        Snapshot {
+            layers: layers.into(),
+            waiting: page.parked().into(),
+            restarts: page.restarts().into(),
+            mismatches: store.mismatches(),
+            evicted: store.evicted(),
+            // What cannot be known now may be the next time.
+            cache: store.usage().ok(),
+        }
     })
 }
 
@@ -332,21 +339,8 @@ fn session(adapter: Adapter, agreed: &Agreed, device: OwnedFd) -> io::Result<Ses
 
 /// Layers that are fetched before anybody asks, in manifest order.
 fn prefetched(plan: &MountPlan, layers: &[KitLayer], fs: &Fs) -> Vec<u16> {
-    let mut room = PREFETCH_TOTAL_BYTES;
-    let wanted = (1..).zip(layers).filter(|(_, layer)| match plan.prefetch {
-        Prefetch::None => false,
-        Prefetch::All => true,
-        Prefetch::Small => {
-            let size = layer.spec.descriptor.size;
-            // A raw file is listed without being here, but for a tokenizer that will be read the list is not enough.
-            let wanted = layer.spec.archive == Archive::Tar || layer.kind == LayerKind::ModelConfig;
-            let small = (size <= PREFETCH_LAYER_BYTES && wanted) || layer.kind == LayerKind::Code;
-            let takes = small && size <= room;
-            room -= if takes { size } else { 0 };
-            takes
-        }
-    });
-    wanted.map(|(slot, _)| slot).filter(|&slot| matches!(fs.standing(slot), LayerStanding::Absent)).collect()
+    let slots = plan.prefetch.of(layers).into_iter().filter_map(|position| u16::try_from(position + 1).ok());
+    slots.filter(|&slot| matches!(fs.standing(slot), LayerStanding::Absent)).collect()
 }
 
 /// Does what the supervisor says. If it is gone, the mount is detached: nobody else would, and whoever has files open can go on with them.

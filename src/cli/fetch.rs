@@ -1,19 +1,17 @@
 //! Layers into the cache, with progress for whoever watches.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::IsTerminal as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Session;
 use super::error::CliError;
 use super::report::{self, escaped};
 use crate::kit::KitLayer;
 use crate::layer::LayerKey;
-use crate::limits;
 use crate::resolve::Pinned;
 use crate::source::Source;
 use crate::store::{LayerState, StoreError, VerifiedLayer};
@@ -51,7 +49,7 @@ pub(super) fn layers(
     let queue = Mutex::new(jobs);
     let (done, ended) = mpsc::channel();
     std::thread::scope(|scope| {
-        for _ in 0..wanted.len().min(limits::PULLS_MAX) {
+        for _ in 0..wanted.len().min(session.jobs) {
             let (queue, done) = (&queue, done.clone());
             scope.spawn(move || {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -125,6 +123,8 @@ struct Display<'a> {
     session: &'a Session,
     /// Layers that have not ended yet, with their bars.
     waiting: Vec<(&'a KitLayer, Option<ProgressBar>)>,
+    /// The bar of all of them, if there are several.
+    all: Option<ProgressBar>,
     /// Bytes of layers that ended.
     settled: u64,
     /// Bytes that have come in all.
@@ -133,9 +133,12 @@ struct Display<'a> {
 
 impl<'a> Display<'a> {
     fn new(session: &'a Session, layers: &[&'a KitLayer]) -> Self {
-        let bars = std::io::stderr().is_terminal().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
-        let waiting = layers.iter().map(|layer| (*layer, bars.as_ref().map(|bars| bars.add(bar(layer))))).collect();
-        Self { session, waiting, settled: 0, fetched: 0 }
+        let bars = report::is_screen().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+        let show = |name: &str, size| bars.as_ref().map(|bars| bars.add(bar(name, size)));
+        let waiting = layers.iter().map(|layer| (*layer, show(&label(layer), layer.spec.descriptor.size))).collect();
+        let total = layers.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
+        let all = if layers.len() > 1 { show(&format!("all {} layers", layers.len()), total) } else { None };
+        Self { session, waiting, all, settled: 0, fetched: 0 }
     }
 
     /// Brings the display up to date.
@@ -145,14 +148,15 @@ impl<'a> Display<'a> {
             let key = layer.spec.key();
             let fetched = match self.session.store.state(&key) {
                 LayerState::Fetching => self.session.store.progress(&key).map_or(0, |progress| progress.fetched),
-                LayerState::Cached | LayerState::Absent => 0,
+                // It is being written to disk still.
+                LayerState::Cached => layer.spec.descriptor.size,
+                LayerState::Absent => 0,
             };
             coming = coming.saturating_add(fetched);
-            if let Some(bar) = bar {
-                bar.set_position(fetched);
-            }
+            bar.iter().for_each(|bar| advance(bar, fetched));
         }
         self.fetched = self.settled.saturating_add(coming);
+        self.all.iter().for_each(|bar| advance(bar, self.fetched));
     }
 
     fn ended(&mut self, key: &LayerKey, outcome: &Result<VerifiedLayer, StoreError>) {
@@ -161,6 +165,9 @@ impl<'a> Display<'a> {
         let size = layer.spec.descriptor.size;
         if outcome.is_ok() {
             self.settled = self.settled.saturating_add(size);
+        }
+        if self.waiting.is_empty() {
+            self.all.iter().for_each(|bar| bar.abandon());
         }
         match (bar, outcome) {
             (Some(bar), Ok(_)) => bar.finish(),
@@ -171,12 +178,28 @@ impl<'a> Display<'a> {
     }
 }
 
-fn bar(layer: &KitLayer) -> ProgressBar {
-    let template = "{msg:30!} {bar:30} {binary_bytes:>11} of {binary_total_bytes:>11}  {binary_bytes_per_sec}";
+/// Moves a bar; what it waited for its turn is no part of its rate.
+fn advance(bar: &ProgressBar, position: u64) {
+    if bar.position() == 0 && position > 0 {
+        bar.reset_eta();
+    }
+    bar.set_position(position);
+}
+
+fn bar(name: &str, size: u64) -> ProgressBar {
+    let template = "{msg:24!} {wide_bar} {binary_bytes:>10} of {binary_total_bytes:>10} {binary_bytes_per_sec:>13} {left:>10}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::hidden();
-    bar.set_length(layer.spec.descriptor.size);
-    bar.set_style(style);
-    bar.set_message(escaped(&label(layer)));
+    bar.set_length(size);
+    bar.set_style(style.with_key("left", left));
+    bar.set_message(escaped(name));
     bar
+}
+
+/// How long it takes yet, if that can be said.
+fn left(state: &ProgressState, text: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 && !state.is_finished() {
+        // A bar that cannot be drawn is no error.
+        _ = write!(text, "{:#} left", HumanDuration(state.eta()));
+    }
 }

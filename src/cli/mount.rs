@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     let metrics = arguments.metrics.clone().map(Address::absolute).transpose();
     let metrics = metrics.map_err(|source| CliError::Folder { path: ".".into(), source })?;
     let run_dir = umount::open(&arguments.run)?;
-    let session = Session::open(&arguments.sources)?;
+    let session = Session::open(&arguments.sources)?.fetching(&arguments.fetching);
     let preflight = Preflight {
         dir: &arguments.mountpoint,
         allow_other: arguments.allow_other,
@@ -57,6 +57,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     // Held until the mount serves, or they could be evicted before it has them open.
     let shared = fetch::layers(&session, pinned, &pinned.lineage.shared(), Until::Usable, &alive)
         .map_err(|error| records.failed(&reference, Some(&pinned.kit().manifest.digest), error))?;
+    session.warn_if_over_limit();
 
     check_shared(&pinned.lineage, &shared)?;
 
@@ -70,6 +71,7 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         allow_other: arguments.allow_other,
         no_passthrough: arguments.no_passthrough,
         prefetch: arguments.prefetch,
+        jobs: arguments.fetching.jobs,
         selection: arguments.wanted.selection(),
         access: session.options.clone(),
         include_remote: arguments.wanted.include_remote,
@@ -82,6 +84,12 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     // What the supervisor still waits for is here already, so there is no more to show.
     daemon::start(&plan, arguments.foreground, &mut |_| {})?;
     drop(shared);
+    if arguments.wait {
+        // The worker fetches the same, and each layer is fetched by one of the two, so that the other only looks on.
+        let waited_for = arguments.prefetch.of(&pinned.lineage.layers);
+        fetch::layers(&session, pinned, &waited_for, Until::Usable, &|_, _| {})?;
+        session.warn_if_over_limit();
+    }
     Ok(Exit::Done)
 }
 

@@ -11,7 +11,7 @@ use crate::gate::{Gate, Search};
 
 pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
     let trust = Trust::load(&arguments.trusting)?;
-    let session = Session::open(&arguments.sources)?;
+    let session = Session::open(&arguments.sources)?.fetching(&arguments.fetching);
     session.keep_to(&arguments.cache)?;
     let attempt = Attempt { purpose: Purpose::Pull, mountpoint: None, mount_id: None };
     let records = Records::open(&arguments.audit, None, attempt)?;
@@ -24,6 +24,7 @@ pub(super) fn run(arguments: &Pull) -> Result<Exit, CliError> {
             exit = exit.max(report::error(&error));
         }
     }
+    session.warn_if_over_limit();
     Ok(exit)
 }
 

@@ -67,6 +67,11 @@ pub(crate) fn note(text: &str) {
     say(&escaped(text));
 }
 
+/// Whether stderr is a terminal on which lines can be written over.
+pub(crate) fn is_screen() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// Writes a line to stderr. If nobody listens there is nobody to tell.
 fn say(text: &str) {
     _ = writeln!(std::io::stderr().lock(), "{text}");
@@ -91,8 +96,7 @@ struct Style(bool);
 impl Style {
     fn of_stderr() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self(std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb)
+        Self(is_screen() && !set("NO_COLOR"))
     }
 
     fn paint(self, colour: &str, text: &str) -> String {

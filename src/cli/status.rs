@@ -14,9 +14,11 @@ use super::report::{self, Exit, escaped};
 use super::{print, umount};
 use crate::admission::{Admission, DecidedPolicy, NamedRoot};
 use crate::decided;
+use crate::filter::{Glob, Selection};
+use crate::metrics::Totals;
 use crate::mountinfo;
-use crate::plan::{ReferenceRecord, RemoteRecord};
-use crate::run::{LayerReport, LayerStatus, MountDir, MountRecord, MountState, Phase, RunError};
+use crate::plan::{Prefetch, ReferenceRecord, RemoteRecord, Settings};
+use crate::run::{LayerReport, LayerStatus, MountCounts, MountDir, MountRecord, MountState, Phase, RunError};
 
 pub(super) fn run(arguments: &Status) -> Result<Exit, CliError> {
     let run_dir = umount::open(&arguments.run)?;
@@ -74,7 +76,32 @@ struct Mount {
     /// The decisions: the kit's own, then those about kits that it refers to.
     admissions: Vec<Admitted>,
     audit_log: Option<String>,
+    settings: Shown,
+    counts: Counts,
     layers: Vec<Layer>,
+}
+
+/// What was said of how it works; null where nothing was.
+#[derive(Debug, Serialize)]
+struct Shown {
+    filter: Vec<String>,
+    include: Vec<String>,
+    exclude: Vec<String>,
+    include_remote: bool,
+    prefetch: Prefetch,
+    jobs: Option<u16>,
+    connections: Option<u16>,
+    allow_other: bool,
+    metrics: Option<String>,
+}
+
+/// What it has done so far.
+#[derive(Debug, Serialize)]
+struct Counts {
+    #[serde(flatten)]
+    totals: Totals,
+    waiting: u64,
+    cache_over_limit_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,10 +131,11 @@ impl Mount {
         let Some(record) = mount.read_record()? else { return Ok(None) };
         let state = mount.read_state()?;
         let layers = mount.read_layers()?.unwrap_or_default();
-        Ok(Some(Self::new(record, state, layers, mount.is_alive()?)))
+        let counts = mount.read_counts()?.unwrap_or_default();
+        Ok(Some(Self::new(record, state, layers, counts, mount.is_alive()?)))
     }
 
-    fn new(record: MountRecord, state: Option<MountState>, layers: Vec<LayerReport>, alive: bool) -> Self {
+    fn new(record: MountRecord, state: Option<MountState>, layers: Vec<LayerReport>, counts: MountCounts, alive: bool) -> Self {
         // Before the first word of its supervisor no worker answers yet.
         let MountState { state, worker_pid, restarts } =
             state.unwrap_or(MountState { state: Phase::Restarting, worker_pid: None, restarts: 0 });
@@ -135,6 +163,8 @@ impl Mount {
             claim: record.admissions.first().and_then(|kit| kit.claim.clone()),
             admissions: record.admissions.into_iter().map(Admitted::new).collect(),
             audit_log: record.audit.map(|audit| audit.path.to_string_lossy().into_owned()),
+            settings: Shown::new(record.settings),
+            counts: Counts { totals: counts.totals, waiting: counts.waiting, cache_over_limit_bytes: counts.cache_over_limit_bytes },
             layers: layers.into_iter().map(Layer::new).collect(),
         }
     }
@@ -158,6 +188,11 @@ impl Mount {
             // Writing into a String cannot fail.
             _ = writeln!(text, "  {key:<10} {}", escaped(value));
         }
+        let settings = self.settings.text();
+        if !settings.is_empty() {
+            _ = writeln!(text, "  {:<10} {}", "options", escaped(&settings));
+        }
+        self.counts.tell(&mut text);
         for (position, admitted) in self.admissions.iter().enumerate() {
             admitted.tell(position > 0, &mut text);
         }
@@ -183,6 +218,69 @@ impl Mount {
             }
         }
         text
+    }
+}
+
+impl Shown {
+    fn new(settings: Settings) -> Self {
+        let Settings { selection, include_remote, prefetch, jobs, connections, allow_other, metrics } = settings;
+        let Selection { filters, globs } = selection;
+        let globs_of = |globs: &[Glob]| globs.iter().cloned().map(String::from).collect();
+        Self {
+            filter: filters.into_iter().map(String::from).collect(),
+            include: globs_of(globs.include()),
+            exclude: globs_of(globs.exclude()),
+            include_remote,
+            prefetch,
+            jobs,
+            connections,
+            allow_other,
+            metrics,
+        }
+    }
+
+    /// As they would be given; those that are as if nothing was said are left out.
+    fn text(&self) -> String {
+        let Self { filter, include, exclude, include_remote, prefetch, jobs, connections, allow_other, metrics } = self;
+        let mut given = Vec::new();
+        for (option, values) in [("filter", filter), ("include", include), ("exclude", exclude)] {
+            given.extend(values.iter().map(|value| format!("--{option} {value}")));
+        }
+        match prefetch {
+            Prefetch::None => given.push("--prefetch none".into()),
+            Prefetch::Small => {}
+            Prefetch::All => given.push("--prefetch all".into()),
+        }
+        for (option, number) in [("jobs", jobs), ("connections", connections)] {
+            given.extend(number.iter().map(|number| format!("--{option} {number}")));
+        }
+        for (option, on) in [("include-remote", include_remote), ("allow-other", allow_other)] {
+            given.extend(on.then(|| format!("--{option}")));
+        }
+        given.extend(metrics.iter().map(|address| format!("--metrics {address}")));
+        given.join(" ")
+    }
+}
+
+impl Counts {
+    fn tell(&self, text: &mut String) {
+        let Totals { fetched_bytes, served_bytes, passthrough_opens, passthrough_opened_bytes, served_opens, .. } = self.totals;
+        let Totals { waits, wait_seconds, verification_failures, evictions, evicted_bytes, ref errors, .. } = self.totals;
+        let failed: Vec<String> =
+            errors.iter().filter(|(_, count)| **count > 0).map(|(class, count)| format!("{count} {}", escaped(class))).collect();
+        let errors = if failed.is_empty() { "0 errors".to_owned() } else { format!("errors: {}", failed.join(", ")) };
+        let [fetched, served, passed, evicted] = [fetched_bytes, served_bytes, passthrough_opened_bytes, evicted_bytes].map(BinaryBytes);
+        for (key, value) in [
+            ("fetched", format!("{fetched}, {verification_failures} mismatches, {errors}")),
+            ("served", format!("{served} in {served_opens} opens; {passthrough_opens} opens of {passed} by the kernel itself")),
+            ("waits", format!("{waits}, {wait_seconds:.1} s together; {} now", self.waiting)),
+            ("evicted", format!("{evictions} layers, {evicted}")),
+        ] {
+            _ = writeln!(text, "  {key:<10} {value}");
+        }
+        if self.cache_over_limit_bytes > 0 {
+            _ = writeln!(text, "  {:<10} the cache is {} over its limit", "", BinaryBytes(self.cache_over_limit_bytes));
+        }
     }
 }
 
@@ -245,6 +343,7 @@ mod tests {
 
     use super::*;
     use crate::digest::{Algorithm, Digest};
+    use crate::filter::Globs;
     use crate::fixtures::admission;
     use crate::plan::AuditPlan;
 
@@ -277,6 +376,17 @@ mod tests {
             access: crate::source::SourceOptions::default(),
             admissions: vec![kit, admission("reg.example/acme/base:v1", &["bob"])],
             audit: Some(AuditPlan { path: "/var/log/kitfs.jsonl".into(), best_effort: true }),
+            settings: Settings {
+                selection: Selection {
+                    filters: vec!["model:\u{1b}a".parse().expect("a filter")],
+                    globs: Globs::new(vec!["*.bin".parse().expect("a glob")], Vec::new()),
+                },
+                prefetch: Prefetch::All,
+                jobs: Some(3),
+                connections: Some(2),
+                metrics: Some("http://127.0.0.1:9464/metrics".into()),
+                ..Settings::default()
+            },
         };
         let layer = LayerReport {
             digest,
@@ -288,7 +398,20 @@ mod tests {
             error: Some("it\nbroke".into()),
             retry_at: Some("2026-11-24T10:01:00Z".into()),
         };
-        Mount::new(record, state, vec![layer], alive)
+        let totals = Totals {
+            fetched_bytes: 2048,
+            served_bytes: 1024,
+            passthrough_opens: 3,
+            passthrough_opened_bytes: 4096,
+            served_opens: 5,
+            waits: 2,
+            wait_seconds: 1.25,
+            verification_failures: 1,
+            evictions: 4,
+            evicted_bytes: 512,
+            errors: [("disk".to_owned(), 2), ("network".to_owned(), 0)].into(),
+        };
+        Mount::new(record, state, vec![layer], MountCounts { totals, waiting: 6, cache_over_limit_bytes: 7 }, alive)
     }
 
     fn sha256(text: &str) -> String {
@@ -337,6 +460,15 @@ mod tests {
                         "counted": [counted("bob")], "warnings": [],
                     },
                 ],
+                "settings": {
+                    "filter": ["model:\u{1b}a"], "include": ["*.bin"], "exclude": [], "include_remote": false, "prefetch": "all", "jobs": 3,
+                    "connections": 2, "allow_other": false, "metrics": "http://127.0.0.1:9464/metrics",
+                },
+                "counts": {
+                    "fetched_bytes": 2048, "served_bytes": 1024, "passthrough_opens": 3, "passthrough_opened_bytes": 4096, "served_opens": 5,
+                    "waits": 2, "wait_seconds": 1.25, "verification_failures": 1, "evictions": 4, "evicted_bytes": 512,
+                    "errors": { "disk": 2, "network": 0 }, "waiting": 6, "cache_over_limit_bytes": 7,
+                },
                 "layers": [{
                     "digest": digest, "media_type": "x/\u{1b}[31my", "path": "model\u{202e}", "size": 123, "state": "failed",
                     "fetched": 23, "error": "it\nbroke", "retry_at": "2026-11-24T10:01:00Z",
@@ -357,6 +489,17 @@ mod tests {
     fn text_is_escaped_and_says_what_failed() {
         let text = mount(true, None).text();
         assert!(!text.contains(['\u{1b}', '\u{202e}']));
+        let options = "options    --filter model:\\u{1b}a --include *.bin --prefetch all --jobs 3 --connections 2 --metrics http://127.0.0.1:9464/metrics\n";
+        assert!(text.contains(options), "{text}");
+        for line in [
+            "fetched    2.00 KiB, 1 mismatches, errors: 2 disk\n",
+            "served     1.00 KiB in 5 opens; 3 opens of 4.00 KiB by the kernel itself\n",
+            "waits      2, 1.2 s together; 6 now\n",
+            "evicted    4 layers, 512 B\n",
+            "the cache is 7 B over its limit\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
         assert!(text.contains("refers to reg.example/acme/base:v1@sha256:") && text.contains("s3://bucket/\\u{1b}key"), "{text}");
         assert!(text.contains("claimed by the caller to be reg.example/acme/other:v1") && text.contains("signed by bob"), "{text}");
         let base = format!(

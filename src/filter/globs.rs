@@ -94,6 +94,16 @@ impl Globs {
         Self { include, exclude }
     }
 
+    /// What has to match.
+    pub fn include(&self) -> &[Glob] {
+        &self.include
+    }
+
+    /// What must not.
+    pub fn exclude(&self) -> &[Glob] {
+        &self.exclude
+    }
+
     /// True if everything shows.
     pub fn is_empty(&self) -> bool {
         self.include.is_empty() && self.exclude.is_empty()

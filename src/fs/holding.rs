@@ -35,7 +35,10 @@ pub(super) struct Open {
 impl Open {
     pub(super) fn close(&mut self) {
         self.files = None;
-        self.layer = None;
+        if let Some(layer) = self.layer.take() {
+            // The time that it rested here is part of the time in which it is not evicted.
+            layer.rested(self.idle_since.map(|since| since.elapsed()).unwrap_or_default());
+        }
         self.idle_since = None;
     }
 }

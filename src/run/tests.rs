@@ -32,6 +32,7 @@ fn record(id: &str) -> MountRecord {
         access: crate::source::SourceOptions::default(),
         admissions: Vec::new(),
         audit: None,
+        settings: Default::default(),
     }
 }
 

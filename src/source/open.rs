@@ -11,7 +11,7 @@ use super::{Source, SourceError};
 use crate::layout::Layout;
 use crate::limits;
 use crate::oci::{Reference, RegistryName, Transport};
-use crate::registry::{Reached, Registry, RegistryOptions};
+use crate::registry::{Cut, Reached, Registry, RegistryOptions};
 
 /// What a user may say about how sources are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct SourceOptions {
     pub offline: bool,
     /// Where kit keeps what is its own.
     pub kitops_home: Option<PathBuf>,
+    /// Connections that fetch one blob, if not [`limits::CONNECTIONS`].
+    #[serde(default)]
+    pub connections: Option<u16>,
 }
 
 /// The source that `reference` names. Nothing is asked of it yet; logins come from this process's environment.
@@ -51,8 +54,10 @@ pub async fn reach(name: &RegistryName, options: &SourceOptions) -> Result<Reach
 
 impl SourceOptions {
     fn of_registry(&self) -> RegistryOptions {
-        let Self { plain_http, ca_cert, .. } = self.clone();
-        RegistryOptions { plain_http, ca_cert, ..RegistryOptions::default() }
+        let Self { plain_http, ca_cert, connections, .. } = self.clone();
+        let default = RegistryOptions::default();
+        let cut = Cut { connections: connections.map_or(default.cut.connections, usize::from), ..default.cut };
+        RegistryOptions { plain_http, ca_cert, cut, ..default }
     }
 }
 

@@ -5,6 +5,8 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -13,10 +15,15 @@ use super::Inner;
 use super::cut::COMMITTED;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
+use super::stale;
 use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
+use crate::failure::chain;
 use crate::limits;
 use crate::verify::{Unverified, Verified};
+
+/// How old the time of a document's last use may be before it is written down anew.
+const USE_NOTED: Duration = Duration::from_secs(60);
 
 /// See [`super::Store::put_document`].
 pub(super) fn put(store: &Inner, document: &Verified<Bytes>) -> Result<(), StoreError> {
@@ -26,7 +33,14 @@ pub(super) fn put(store: &Inner, document: &Verified<Bytes>) -> Result<(), Store
     if store.blobs.stat(&name)?.is_some_and(|stat| u64::try_from(stat.st_size) == Ok(*size)) {
         return Ok(());
     }
-    write(store, &store.blobs, &name, document)
+    write(store, &store.blobs, &name, document)?;
+    // Once in a process that adds to them is often enough, and costs the mount of a kit that is known nothing.
+    if !store.bounded.swap(true, Ordering::Relaxed)
+        && let Err(error) = stale::bound(store, false)
+    {
+        tracing::warn!(error = chain(&error), "documents that are too many cannot be removed");
+    }
+    Ok(())
 }
 
 /// See [`super::Store::document`].
@@ -34,10 +48,15 @@ pub(super) fn get(store: &Inner, descriptor: &Descriptor) -> Result<Option<Verif
     let name = descriptor.digest.file_name();
     let Some(file) = store.blobs.open(&name)? else { return Ok(None) };
     let what = || format!("reading {}", store.blobs.path_of(&name).display());
-    let length = file.metadata().map_err(disk(what()))?.len();
+    let metadata = file.metadata().map_err(disk(what()))?;
+    let length = metadata.len();
+    // What is used stays longest; a minute more or less is nothing to that.
+    if metadata.modified().is_ok_and(|used| used.elapsed().is_ok_and(|since| since >= USE_NOTED)) {
+        let _older_than_it_is = file.set_modified(SystemTime::now());
+    }
     let mut bytes = Vec::new();
     if length == descriptor.size {
-        file.take(length).read_to_end(&mut bytes).map_err(disk(what()))?;
+        (&file).take(length).read_to_end(&mut bytes).map_err(disk(what()))?;
     }
     match Unverified::new(Bytes::from(bytes)).verify(descriptor) {
         Ok(document) => Ok(Some(document)),
@@ -74,16 +93,23 @@ pub(super) fn remember(store: &Inner, reference: &str, manifest: &Descriptor) ->
 
 /// See [`super::Store::remembered`].
 pub(super) fn remembered(store: &Inner, reference: &str) -> Result<Option<Descriptor>, StoreError> {
-    let name = reference_name(reference);
-    let Some(file) = store.references.open(&name)? else { return Ok(None) };
+    let Some(Remembered { reference: of, media_type, digest, size }) = record(store, &reference_name(reference))? else { return Ok(None) };
+    Ok((of == reference).then_some(Descriptor { media_type, digest, size }))
+}
+
+/// The manifest in the record with this name.
+pub(super) fn remembered_as(store: &Inner, name: &str) -> Result<Option<Digest>, StoreError> {
+    Ok(record(store, name)?.map(|record| record.digest))
+}
+
+fn record(store: &Inner, name: &str) -> Result<Option<Remembered>, StoreError> {
+    let Some(file) = store.references.open(name)? else { return Ok(None) };
     let mut text = Vec::new();
     file.take(limits::RECORD_BYTES)
         .read_to_end(&mut text)
-        .map_err(disk(format!("reading {}", store.references.path_of(&name).display())))?;
+        .map_err(disk(format!("reading {}", store.references.path_of(name).display())))?;
     // A damaged record is none.
-    let Ok(record) = serde_json::from_slice::<Remembered>(&text) else { return Ok(None) };
-    let Remembered { reference: of, media_type, digest, size } = record;
-    Ok((of == reference).then_some(Descriptor { media_type, digest, size }))
+    Ok(serde_json::from_slice(&text).ok())
 }
 
 /// Syncs what was written here since the last call.

@@ -7,6 +7,7 @@
 //! First it is found out whether there will be enough room; if not, nothing is evicted. Those who make room at the same time wait for each other, and each counts
 //! what the others have yet to write, which stands in their progress records.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, StatVfs};
@@ -45,6 +46,17 @@ pub struct Evicted {
     pub layers: u64,
     /// Bytes that they had on disk.
     pub bytes: u64,
+}
+
+/// What a cache holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes on disk of its layers.
+    pub bytes: u64,
+    /// Bytes of them that are pinned.
+    pub pinned: u64,
+    /// Bytes that it may hold.
+    pub limit: u64,
 }
 
 /// A layer that comes, and what it may do to others.
@@ -89,6 +101,7 @@ pub(super) fn make_room(store: &Inner, claim: &Claim, evict: bool) -> Result<Roo
     let survey = survey(store, claim)?;
     let over = survey.used.saturating_sub(survey.limit);
     let short = survey.coming.saturating_sub(survey.free);
+    store.over_limit.store(0, Ordering::Relaxed);
     if over == 0 && short == 0 {
         return Ok(Room::Made(Evicted::default()));
     }
@@ -109,7 +122,8 @@ pub(super) fn make_room(store: &Inner, claim: &Claim, evict: bool) -> Result<Roo
     }
     if found < over {
         let (size, limit) = (claim.size, survey.limit);
-        tracing::warn!(layer = %claim.layer, size, limit, "the cache becomes larger than its limit: what could go is not enough");
+        store.over_limit.store(over - found, Ordering::Relaxed);
+        tracing::warn!(layer = %claim.layer, size, limit, over = over - found, "the cache becomes larger than its limit: what could go is not enough");
     }
     remove(store, victims).map(Room::Made)
 }
@@ -145,6 +159,20 @@ pub(super) fn residents(store: &Inner) -> Result<Vec<Resident>, StoreError> {
     }
     residents.sort_by_key(|resident| (resident.last_use, resident.layer));
     Ok(residents)
+}
+
+/// What the layers that are here have on disk. Takes no lock, so that it disturbs nobody.
+pub(super) fn usage(store: &Inner) -> Result<Usage, StoreError> {
+    let mut usage = Usage { limit: limit(store)?, ..Usage::default() };
+    for name in store.layers.list()? {
+        let Some(dir) = store.layers.open_dir(&name)? else { continue };
+        let bytes = allocated(&dir)?;
+        usage.bytes = usage.bytes.saturating_add(bytes);
+        if store.pinned.stat(&name)?.is_some() {
+            usage.pinned = usage.pinned.saturating_add(bytes);
+        }
+    }
+    Ok(usage)
 }
 
 /// How much the cache may hold.
@@ -283,6 +311,8 @@ fn remove(store: &Inner, victims: Vec<Victim>) -> Result<Evicted, StoreError> {
             evicted.bytes = evicted.bytes.saturating_add(size);
         }
     }
+    store.evicted_layers.fetch_add(evicted.layers, Ordering::Relaxed);
+    store.evicted_bytes.fetch_add(evicted.bytes, Ordering::Relaxed);
     for one in trash {
         match one {
             Ok(away) => store.trash.remove_tree(&away)?,

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::cut::{PACK, data_name, facts};
 use super::dir::Dir;
@@ -28,13 +30,15 @@ struct Open {
     dir: Dir,
     spec: LayerSpec,
     store: Arc<Inner>,
+    /// Milliseconds for which nobody has used it.
+    rested: AtomicU64,
     lock: UseLock,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        // From now on it may be evicted, but not at once: who closed it may well come back.
-        self.lock.touch();
+        // From now on it may be evicted, but not at once: who used it last may well come back.
+        self.lock.touch(Duration::from_millis(self.rested.load(Ordering::Relaxed)));
     }
 }
 
@@ -81,7 +85,21 @@ impl VerifiedLayer {
     /// For the store alone, which calls it where one of the three reasons to believe is given.
     pub(super) fn new(store: &Arc<Inner>, parts: Parts) -> Self {
         let Parts { spec, lock, dir, pack, index_file, index } = parts;
-        Self(Arc::new(Open { pack: Arc::new(pack), index, index_file, dir, spec, store: Arc::clone(store), lock }))
+        Self(Arc::new(Open {
+            pack: Arc::new(pack),
+            index,
+            index_file,
+            dir,
+            spec,
+            store: Arc::clone(store),
+            rested: AtomicU64::new(0),
+            lock,
+        }))
+    }
+
+    /// Nobody has used it for so long, though it was held: what counts as its last use when it is let go.
+    pub fn rested(&self, time: Duration) {
+        self.0.rested.store(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// What was asked for.

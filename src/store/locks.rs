@@ -117,15 +117,25 @@ impl UseLock {
         Ok(since.and_then(|since| UNIX_EPOCH.checked_add(since)).unwrap_or(UNIX_EPOCH))
     }
 
-    /// Notes that the layer is used now. A time that cannot be set makes it look older than it is, no more.
-    pub(super) fn touch(&self) {
-        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-        let _older_than_it_is = rustix::fs::futimens(&self.0, &Timestamps { last_access: now, last_modification: now });
+    /// Notes that the layer was used so long ago, and not since. A time that cannot be set makes it look older than it is, no more.
+    pub(super) fn touch(&self, ago: Duration) {
+        let then = SystemTime::now().checked_sub(ago).and_then(|then| then.duration_since(UNIX_EPOCH).ok());
+        let then = match then.map(|then| (i64::try_from(then.as_secs()), then.subsec_nanos())) {
+            Some((Ok(seconds), nanoseconds)) if !ago.is_zero() => {
+                // Somebody else may have used it since.
+                if rustix::fs::fstat(&self.0).is_ok_and(|stat| stat.st_mtime >= seconds) {
+                    return;
+                }
+                Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() }
+            }
+            _ => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+        };
+        let _older_than_it_is = rustix::fs::futimens(&self.0, &Timestamps { last_access: then, last_modification: then });
     }
 
     fn used(fd: OwnedFd) -> Self {
         let lock = Self(fd);
-        lock.touch();
+        lock.touch(Duration::ZERO);
         lock
     }
 
@@ -146,7 +156,7 @@ impl UseLock {
         self.0.try_clone()
     }
 
-    fn name(layer: &LayerKey) -> String {
+    pub(super) fn name(layer: &LayerKey) -> String {
         format!("{}.use", layer.file_name())
     }
 }

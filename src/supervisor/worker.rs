@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::session::Mounted;
 use crate::control::{Control, FromSupervisor};
-use crate::log::{Destination, Format};
+use crate::log::Destination;
 use crate::metrics::Bound;
 use crate::page::Page;
 use crate::plan::MountPlan;
@@ -76,8 +76,8 @@ impl Worker {
         if let Destination::File(path) = outlets.log {
             command.arg("--log").arg(path);
         }
-        if plan.log_format == Format::Json {
-            command.args(["--log-format", "json"]);
+        if let Some(format) = plan.log_format {
+            command.args(["--log-format", format.name()]);
         }
         command.arg("--mount-id").arg(mounted.mount_id.to_string()).arg(plan.mountpoint.as_os_str());
         command.stdin(Stdio::null()).current_dir("/");

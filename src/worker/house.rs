@@ -9,8 +9,34 @@ use crate::fs::{Fs, LayerStanding};
 use crate::kit::KitLayer;
 use crate::limits::HOUSE_INTERVAL;
 use crate::log;
-use crate::run::{LayerReport, LayerStatus, MountDir};
+use crate::metrics::{Meter, Totals};
+use crate::page::Page;
+use crate::run::{LayerReport, LayerStatus, MountCounts, MountDir};
+use crate::store::Store;
 use crate::wait::Need;
+
+/// What is counted, and by whom.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pub(super) meter: Meter,
+    pub(super) store: Store,
+    pub(super) page: Page,
+}
+
+impl Ledger {
+    /// All that was counted in this worker, and what those before it had written down.
+    fn counts(&self, before: &Totals) -> MountCounts {
+        let evicted = self.store.evicted();
+        let mut totals = Totals {
+            verification_failures: self.store.mismatches(),
+            evictions: evicted.layers,
+            evicted_bytes: evicted.bytes,
+            ..self.meter.totals()
+        };
+        totals += before;
+        MountCounts { totals, waiting: self.page.parked().into(), cache_over_limit_bytes: self.store.over_limit() }
+    }
+}
 
 /// Keeps the house of one mount.
 #[derive(Debug)]
@@ -19,12 +45,24 @@ pub(super) struct House {
     fs: Weak<Fs>,
     layers: Vec<KitLayer>,
     dir: MountDir,
-    written: Mutex<Vec<LayerReport>>,
+    written: Mutex<Written>,
+    ledger: Ledger,
+    /// What workers before this one counted.
+    before: Totals,
+}
+
+/// What stands in the run directory.
+#[derive(Debug, Default)]
+struct Written {
+    layers: Vec<LayerReport>,
+    counts: MountCounts,
 }
 
 impl House {
-    pub(super) fn new(fs: &Arc<Fs>, layers: Vec<KitLayer>, dir: MountDir) -> Self {
-        Self { fs: Arc::downgrade(fs), layers, dir, written: Mutex::default() }
+    pub(super) fn new(fs: &Arc<Fs>, layers: Vec<KitLayer>, dir: MountDir, ledger: Ledger) -> Self {
+        let before = dir.read_counts().inspect_err(|error| tracing::warn!(%error, "counts of the mount")).ok().flatten();
+        let before = before.map(|counts| counts.totals).unwrap_or_default();
+        Self { fs: Arc::downgrade(fs), layers, dir, written: Mutex::default(), ledger, before }
     }
 
     /// Looks after everything once in a while, for as long as there is a filesystem.
@@ -40,15 +78,22 @@ impl House {
         }
     }
 
-    /// Writes down how the layers stand, if that is not what is written.
+    /// Writes down how the layers stand and what was counted, if that is not what is written.
     pub(super) fn report(&self) {
         let Some(fs) = self.fs.upgrade() else { return };
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let reports: Vec<LayerReport> = (1..).zip(&self.layers).map(|(slot, layer)| report(&fs, slot, layer)).collect();
-        if reports != *written {
+        if reports != written.layers {
             match self.dir.write_layers(&reports) {
-                Ok(()) => *written = reports,
+                Ok(()) => written.layers = reports,
                 Err(error) => tracing::warn!(%error, "state of the layers"),
+            }
+        }
+        let counts = self.ledger.counts(&self.before);
+        if counts != written.counts {
+            match self.dir.write_counts(&counts) {
+                Ok(()) => written.counts = counts,
+                Err(error) => tracing::warn!(%error, "counts of the mount"),
             }
         }
     }

@@ -49,6 +49,13 @@ fn a_layer_goes_and_comes_back_under_its_mount(mode: Mode) {
     // SAFETY: nobody ever writes a file of a mount.
     let map = unsafe { memmap2::Mmap::map(&file) }.expect("mapped");
     assert_eq!(pruned(&host), 0, "it is in use");
+    let used = json(&host, &["cache", "ls", "--json"]);
+    let users = used["layers"][0]["in_use_by"].as_array().expect("a list");
+    let pids: Vec<i64> =
+        users.iter().filter(|user| user["mountpoint"].as_str() == mount.point().to_str()).filter_map(|user| user["pid"].as_i64()).collect();
+    assert!([mount.supervisor_pid(), mount.worker_pid()].iter().all(|pid| pids.contains(&i64::from(*pid))), "{used:#}");
+    let line = host.kitfs(&["cache", "ls"]).ok().stdout;
+    assert!(line.contains(&format!("in use by {}\n", mount.point().display())), "{line}");
     assert!(map[..] == content);
     let mut end = vec![0; MIB];
     file.read_exact_at(&mut end, 5 * MIB as u64).expect("there");
@@ -102,6 +109,31 @@ fn a_cache_may_be_smaller_than_its_kit(mode: Mode) {
     }
     let listed = json(&host, &["cache", "ls", "--json"]);
     assert!(listed["layers"].as_array().is_some_and(|layers| layers.len() < names.len()), "{listed}");
+    let log = mount.log();
+    let evicted: Vec<&str> = log.lines().filter(|line| line.contains("layer is evicted")).collect();
+    assert!(!evicted.is_empty() && evicted.iter().all(|line| line.contains("layer=") && line.contains("bytes=")), "{log}");
+    mount.await_status("evictions", |status| {
+        let counts = &status["counts"];
+        (counts["evictions"] == evicted.len() && counts["evicted_bytes"].as_u64() >= Some(6 * MIB as u64)).then_some(())
+    });
+}
+
+#[test]
+fn who_fetches_more_than_the_limit_is_told() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let reference = parts(&["a", "b"], 2 * MIB).serve(&registry, "acme/kit", "v1");
+    let said = host.kitfs(&["pull", "--plain-http", "--cache-size", "1MiB", &reference]).ok().stderr;
+    assert!(said.contains("warning: the cache at ") && said.contains("over its limit"), "{said}");
+    // Another one that finds everything here has nothing to tell of.
+    let said = host.kitfs(&["pull", "--plain-http", &reference]).ok().stderr;
+    assert!(!said.contains("warning"), "{said}");
+    await_unused(&host);
+    assert_eq!(pruned(&host), 2);
+    let mount = host.mount_with(&reference, &["--prefetch", "none"]);
+    read(&mount.path("a/part.bin")).expect("larger than the limit, and here all the same");
+    mount.await_status("a word of it", |status| (status["counts"]["cache_over_limit_bytes"].as_u64() > Some(0)).then_some(()));
+    let text = host.kitfs(&["status"]).ok().stdout;
+    assert!(text.contains("over its limit"), "{text}");
 }
 
 #[test]

@@ -17,12 +17,18 @@ use crate::kits::standard;
 in_both_modes!(a_mount_counts_what_it_does);
 
 /// Names that others rely on, with their types and labels: added to, never changed.
-const NAMES: [(&str, &str, &[&str]); 10] = [
+const NAMES: [(&str, &str, &[&str]); 16] = [
+    ("kitfs_cache_bytes", "gauge", &[]),
+    ("kitfs_cache_limit_bytes", "gauge", &[]),
+    ("kitfs_cache_pinned_bytes", "gauge", &[]),
     ("kitfs_errors", "counter", &["class"]),
+    ("kitfs_evicted_bytes", "counter", &[]),
+    ("kitfs_evictions", "counter", &[]),
     ("kitfs_fetched_bytes", "counter", &[]),
     ("kitfs_layers", "gauge", &["state"]),
     ("kitfs_mount", "info", &["reference", "digest", "mountpoint"]),
     ("kitfs_opens", "counter", &["by"]),
+    ("kitfs_passthrough_opened_bytes", "counter", &[]),
     ("kitfs_served_bytes", "counter", &[]),
     ("kitfs_verification_failures", "counter", &[]),
     ("kitfs_wait_seconds", "histogram", &[]),
@@ -132,6 +138,7 @@ fn a_mount_counts_what_it_does(mode: Mode) {
         Mode::Passthrough => {
             assert_eq!((served, after.value("kitfs_opens_total{by=\"kernel\"}")), (small.len() as f64, 1.0), "{after:#?}");
             assert_eq!(after.value("kitfs_opens_total{by=\"kitfs\"}"), 1.0);
+            assert_eq!(after.value("kitfs_passthrough_opened_bytes_total"), 5.0 * crate::kits::MIB as f64);
         }
         Mode::Cached => {
             assert!(served >= (5 * crate::kits::MIB + small.len()) as f64, "{served}");
@@ -141,13 +148,39 @@ fn a_mount_counts_what_it_does(mode: Mode) {
 
     registry.fault(Target::Content(kit.layer("src").digest.clone()), crate::common::registry::Times::Always, Fault::status(404));
     read(&mount.path("src/train.sh")).expect_err("not there");
-    assert_eq!(scrape(unix(&socket)).value("kitfs_errors_total{class=\"missing\"}"), 1.0);
+    let last = scrape(unix(&socket));
+    assert_eq!(last.value("kitfs_errors_total{class=\"missing\"}"), 1.0);
+    assert!(last.value("kitfs_cache_limit_bytes") > 0.0 && last.value("kitfs_cache_pinned_bytes") == 0.0);
+
+    // `kitfs status` shows the same, written down each second.
+    let counts = |status: &serde_json::Value| status["counts"].clone();
+    let waits = last.value("kitfs_wait_seconds_count");
+    let is_all = |counts: &serde_json::Value| counts["errors"]["missing"] == 1 && counts["waits"].as_f64() == Some(waits);
+    let shown = mount.await_status("the error", |status| is_all(&status["counts"]).then(|| counts(status)));
+    let shown = shown.expect("counts");
+    for (key, sample) in [
+        ("fetched_bytes", "kitfs_fetched_bytes_total"),
+        ("served_bytes", "kitfs_served_bytes_total"),
+        ("passthrough_opens", "kitfs_opens_total{by=\"kernel\"}"),
+        ("passthrough_opened_bytes", "kitfs_passthrough_opened_bytes_total"),
+        ("served_opens", "kitfs_opens_total{by=\"kitfs\"}"),
+        ("waits", "kitfs_wait_seconds_count"),
+        ("verification_failures", "kitfs_verification_failures_total"),
+        ("evictions", "kitfs_evictions_total"),
+        ("evicted_bytes", "kitfs_evicted_bytes_total"),
+    ] {
+        assert_eq!(shown[key].as_f64(), Some(last.value(sample)), "{key}");
+    }
+    assert_eq!(mount.status()["settings"]["metrics"], address);
 
     // The address outlives the worker; its counters do not, but for the one of restarts.
     let old = mount.kill_worker();
     mount.await_other_worker(old);
     let anew = scrape(unix(&socket));
     assert_eq!((anew.value("kitfs_worker_restarts_total"), anew.value("kitfs_fetched_bytes_total")), (1.0, 0.0));
+    // What `status` shows goes on.
+    let on = mount.await_status("counts", |status| (status["counts"]["fetched_bytes"].as_u64() > Some(0)).then(|| counts(status)));
+    assert_eq!(on.expect("counts")["verification_failures"], 1);
     mount.umount().ok();
     host.await_quiet(Duration::from_secs(10)).expect("it ends");
     assert!(!socket.exists());

@@ -195,6 +195,78 @@ fn one_that_grows_when_it_is_uncompressed_gets_more_room() {
     assert_eq!(store.state(&first.spec.key()), LayerState::Absent);
 }
 
+/// An overlay at a path, taken down at the end.
+struct Overlay(tempfile::TempDir);
+
+impl Overlay {
+    /// Over the cache of `bench`, with a disk of its own for what changes.
+    fn over(bench: &Bench) -> (SmallDisk, Self) {
+        let (disk, merged) = (SmallDisk::mount(64 << 20), tempfile::tempdir().expect("a directory"));
+        let [upper, work] = ["upper", "work"].map(|name| disk.0.path().join(name));
+        [&upper, &work].into_iter().for_each(|dir| fs::create_dir(dir).expect("a folder"));
+        fs::set_permissions(&upper, fs::metadata(bench.cache()).expect("there").permissions()).expect("ours");
+        let [lower, upper, work] = [&bench.cache(), &upper, &work].map(|path| path.display().to_string());
+        let options = std::ffi::CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}")).expect("no NUL");
+        rustix::mount::mount("overlay", merged.path(), "overlay", rustix::mount::MountFlags::empty(), &*options)
+            .expect("these tests mount: run them as root, with overlayfs");
+        (disk, Self(merged))
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// A layer below an overlay cannot be renamed away: the directory is of another filesystem (EXDEV). It is removed in its place.
+#[test]
+fn a_layer_below_an_overlay_goes_in_its_place_and_comes_back() {
+    let bench = Bench::new();
+    let sample = stored(&bench, 40, 100);
+    let (_disk, overlay) = Overlay::over(&bench);
+    let store = Store::open(overlay.0.path()).expect("a cache");
+    assert_eq!(store.state(&sample.spec.key()), LayerState::Cached);
+    let place = |dir: &str| listing(&overlay.0.path().join("v1").join(dir));
+    let name = sample.spec.key().file_name();
+    let renamed = fs::rename(overlay.0.path().join("v1/layers").join(&name), overlay.0.path().join("v1/trash").join(&name));
+    assert_eq!(renamed.expect_err("the case is not made").raw_os_error(), Some(libc::EXDEV));
+
+    assert_eq!(store.prune(true).expect("pruned").layers, 1);
+    assert_eq!((place("layers"), place("trash")), (vec![], vec![]));
+    assert_eq!(store.state(&sample.spec.key()), LayerState::Absent);
+    assert!(is_here(&bench, &sample), "what is below stays as it was");
+    let source = Scripted::new(&sample, []);
+    let layer = ensure(&store, &bench.runtime, &sample, &source).expect("fetched again");
+    assert_eq!((read_all(&layer).expect("there"), source.asked()), (sample.files.clone(), vec![0]));
+    // One that somebody has open stays, there as well.
+    assert_eq!(store.prune(true).expect("pruned"), Evicted::default());
+    store.sync(&layer).expect("durable");
+    drop(layer);
+    settled(&store);
+    assert_eq!(store.prune(true).expect("pruned").layers, 1);
+    assert_eq!((place("layers"), place("trash")), (vec![], vec![]));
+}
+
+#[test]
+fn the_time_that_a_layer_rested_counts_and_a_later_use_of_others_stays() {
+    let bench = Bench::new();
+    let sample = stored(&bench, 40, 100);
+    let layer = ready(bench.store.recall(&sample.spec));
+    let last_use = || bench.store.residents().expect("readable").remove(0).last_use.elapsed().expect("in the past");
+    let other = ready(bench.store.recall(&sample.spec));
+    age(&bench, &sample, 100);
+    layer.rested(Duration::from_secs(9));
+    drop(layer);
+    let since = last_use();
+    assert!((8..60).contains(&since.as_secs()), "{since:?}");
+    // It was used after that.
+    age(&bench, &sample, 3);
+    other.rested(Duration::from_secs(50));
+    drop(other);
+    assert!(last_use() < Duration::from_secs(45));
+}
+
 #[test]
 fn many_who_come_and_go_at_once_leave_nothing_behind() {
     let (_disk, bench, store, _) = small(24 << 20);
