@@ -1,0 +1,39 @@
+"""Measures kitfs beside what it replaces: started by scripts/bench, which builds what is measured.
+
+Everything that is compared runs in one go, in turns, and the best of each counts: other work on the machine only ever adds time. Data,
+registry, caches and mounts are made here, and removed at the end.
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+from . import fetching, table
+from .rig import Rig
+
+GROUPS = {"cold": fetching.cold, "latency": fetching.latency, "tls": fetching.tls, "layers": fetching.layers, "compressed": fetching.compressed}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--kitfs", type=Path, required=True, help="the release binary; built unless given")
+    parser.add_argument("--programs", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--only", default=",".join(GROUPS), help="which groups, by comma: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of what is cold; the others have more (%(default)s)")
+    parser.add_argument("--mib", type=int, default=2048, help="size of the large file (%(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="every single figure, to stderr")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with contextlib.ExitStack() as stack:
+        rig = Rig(options, stack)
+        for name in options.only.split(","):
+            rig.table.group = name
+            rig.note(name)
+            GROUPS[name](rig)
+    print(table.markdown(rig.table.rows))
+
+
+if __name__ == "__main__":
+    main()
