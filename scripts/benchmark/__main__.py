@@ -10,10 +10,23 @@ import signal
 import sys
 from pathlib import Path
 
-from . import fetching, table
+from . import fetching, mounting, reading, table
 from .rig import Rig
 
-GROUPS = {"cold": fetching.cold, "latency": fetching.latency, "tls": fetching.tls, "layers": fetching.layers, "compressed": fetching.compressed}
+GROUPS = {
+    # What fetches comes first: it is the most at the mercy of the disk.
+    "cold": fetching.cold,
+    "latency": fetching.latency,
+    "tls": fetching.tls,
+    "layers": fetching.layers,
+    "compressed": fetching.compressed,
+    "warm": reading.warm,
+    "small": reading.small,
+    "readers": reading.readers,
+    "start": mounting.start,
+    "many": mounting.many,
+    "decision": mounting.decision,
+}
 
 
 def main():
