@@ -129,7 +129,10 @@ class Rig:
 
     def pull(self, kit, cache):
         """Brings the kit into a cache, safe on disk."""
-        self.output([self.kitfs, "pull", "--plain-http", "--cache-dir", cache, kit.reference])
+        command = [self.kitfs, "pull", "--plain-http", "--cache-dir", cache, kit.reference]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
+        if done.returncode != 0:
+            sys.exit(f"kitfs pull {kit.reference}: {done.stderr}")
         return cache
 
     @contextlib.contextmanager
@@ -144,7 +147,10 @@ class Rig:
         try:
             yield mountpoint
         finally:
-            self.output([self.kitfs, "umount", mountpoint])
+            done = subprocess.run([self.kitfs, "umount", mountpoint], env=self.environment, check=False)
+            if done.returncode != 0:
+                # Whatever kept it, nothing stays behind.
+                self.output([self.kitfs, "umount", "--lazy", mountpoint])
             mountpoint.rmdir()
 
     def status(self, mountpoint):

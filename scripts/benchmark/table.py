@@ -34,11 +34,15 @@ class Row:
         return statistics.median(self.ours) / statistics.median(self.theirs) if self.theirs else None
 
     @property
+    def value(self):
+        """What the goal is about."""
+        return self.ratio if self.theirs else self.of(self.ours) * UNITS[self.unit][0]
+
+    @property
     def met(self):
         if self.goal is None:
             return None
-        value = self.ratio if self.theirs else self.of(self.ours) * UNITS[self.unit][0]
-        return value >= self.goal if self.at_least else value <= self.goal
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
 
     def figure(self, figures):
         if not figures:
@@ -51,7 +55,8 @@ class Row:
     def cells(self):
         goal = ""
         if self.goal is not None:
-            goal = f"{'≥' if self.at_least else '≤'} {self.goal:g}" + ("" if self.theirs else f" {UNITS[self.unit][1]}")
+            unit = "" if self.theirs else UNITS[self.unit][1]
+            goal = f"{'≥' if self.at_least else '≤'} {self.goal:g} {unit}".strip()
         ratio = "" if self.ratio is None else f"{self.ratio:.2f} ({self.median_ratio:.2f})"
         verdict = {None: "", True: "met", False: "**not met**"}[self.met]
         return [self.what, self.beside, goal, self.figure(self.ours), self.figure(self.theirs), ratio, verdict]
