@@ -56,6 +56,7 @@ def goals(rows):
     axes.barh(range(len(rows)), shares, color=[OURS if row.met else MISSED for row in rows], height=0.65)
     axes.axvline(1, color=TEXT, linewidth=1.2, linestyle="--")
     axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     for place, share in enumerate(shares):
         axes.text(min(share, 2.4) + 0.02, place, f"{share:.0%}", va="center", color=TEXT, fontsize=9)
     axes.set_xlim(0, min(max([*shares, 1]), 2.4) * 1.12)
@@ -73,7 +74,9 @@ def pairs(rows):
             axes.barh(place + offset, row.of(figures), height=0.36, color=colour, label=name if place == 0 else None)
             axes.plot(figures, [place + offset] * len(figures), ".", color=TEXT, markersize=4)
         axes.text(max(row.ours + row.theirs) * 1.01 + 0.02, place, f" {row.ratio:.2f}", va="center", color=TEXT, fontsize=9)
-    axes.set_yticks(range(len(rows)), [f"{label(row)}\n{plain(row.beside)}" for row in rows], fontsize=8.5)
+    names = [f"{short(row)}\n{plain(row.beside)}" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8.5, multialignment="right")
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("seconds; a bar is the best round, a dot each one, the number the ratio")
     legend(axes)
     return figure
@@ -102,7 +105,7 @@ def readers(rows):
     axes.set_xlabel("readers at once")
     axes.set_ylim(0)
     axes.margins(y=0.15)
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value / 1000:,.0f}k"))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value / 1000:,.0f}k" if value else "0"))
     axes.grid(axis="x", visible=False)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     legend(axes)
@@ -124,13 +127,18 @@ def legend(axes):
 
 
 def label(row):
-    """What a row says, short enough to stand beside a bar."""
-    text = plain(row.what).split(", each byte")[0].replace("cold mount and read of", "cold:").replace("anonymous memory", "RssAnon")
-    if "20 ms late" in row.what:
-        text += ", 20 ms away"
-    if row.theirs and row.goal is not None and row.group in ("cold", "readers"):
-        text += f" / {plain(row.beside).split(',')[0]}"
-    return text if len(text) < 74 else text[:72] + "…"
+    """What a goal is about, short enough to stand beside a bar."""
+    text = short(row)
+    if row.group in ("cold", "latency", "tls", "layers", "compressed") and row.theirs:
+        text = f"cold: {text}"
+    if row.theirs and row.group in ("cold", "readers"):
+        text += f" / {plain(row.beside)}"
+    return text if len(text) < 80 else text[:78] + "…"
+
+
+def short(row):
+    text = plain(row.what).split(", each byte")[0].removeprefix("cold mount and read of ").replace("anonymous memory", "RssAnon")
+    return f"{text}, 20 ms away" if row.group == "latency" else text
 
 
 def plain(text):
@@ -141,5 +149,5 @@ def tidy(path):
     """Without what is of no use in a browser, and with coordinates as exact as a pixel needs."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(r" *<metadata>.*?</metadata>\n", "", text, flags=re.DOTALL)
-    text = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", text)
+    text = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
     path.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def about(rig):
     return {
         "date": str(datetime.date.today()),
         "machine": f"{os.cpu_count()} × {', '.join(models) or platform.machine()}, {round(int(memory) / (1 << 20))} GiB",
-        "system": f"Linux {platform.release()}, {first('stat', '-f', '-c', '%T', str(rig.folder))}",
+        "system": f"Linux {platform.release()}, {first('findmnt', '-no', 'FSTYPE', '-T', str(rig.folder))}",
         "kitfs": f"{first(str(rig.kitfs), '--version')} ({commit or 'no commit'})",
         "beside": ", ".join(
             [
@@ -65,8 +66,8 @@ def about(rig):
                 first("skopeo", "--version").replace("version ", ""),
                 first("tar", "--version"),
                 first("gzip", "--version"),
-                first("zstd", "--version").strip("* ").split(" (")[0].split(",")[0],
-                first("openssl", "version").split(" (")[0],
+                "zstd " + re.search(r"v([0-9.]+)", first("zstd", "--version"))[1],
+                " ".join(first("openssl", "version").split()[:2]),
             ]
         ),
         "load": round(os.getloadavg()[0], 1),

@@ -66,8 +66,8 @@ def many(rig):
     rig.table.add(f"`kitfs mount` of {what}, to the first byte", times["byte"], unit="ms")
     rig.table.add("`find -printf %s` over all of them, nothing in memory", times["find"])
     for name, when in [("mounted", "once it is mounted"), ("listed", "after that `find`")]:
-        rig.table.size(f"its worker's anonymous memory, {when}", memories[name].anonymous, 50)
-    rig.table.size("its supervisor's anonymous memory", memories["supervisor"].anonymous, 10)
+        rig.table.size(f"worker of those {MANY_LAYERS} layers: anonymous memory, {when}", memories[name].anonymous, 50)
+    rig.table.size(f"supervisor of those {MANY_LAYERS} layers: anonymous memory", memories["supervisor"].anonymous, 10)
 
 
 def decision(rig):

@@ -91,7 +91,7 @@ def readers(rig):
         what = f"files read in a second by {count} reader{'s' * (count > 1)}, of {READ_FILES:,} of 0.5 to 16 KiB at random"
         rig.table.add(what, rates["mounted", count], beside="plain folder", theirs=rates["plain", count], **rate)
     for many, few, goal in [(8, 1, 1.5), (64, 8, 0.9)]:
-        rig.table.add(f"the same, {many} readers", rates["mounted", many], beside=f"{few} reader{'s' * (few > 1)} of the same mount", theirs=rates["mounted", few], goal=goal, at_least=True, **rate)
+        rig.table.add(f"such files in a second, {many} readers", rates["mounted", many], beside=f"{few} reader{'s' * (few > 1)} of the same mount", theirs=rates["mounted", few], goal=goal, at_least=True, **rate)
     for count, (waits, futexes) in switches.items():
         who = f"{count} reader{'s' * (count > 1)}"
         rig.table.add(f"the worker's voluntary context switches for each file read, {who}", [waits], unit="")
