@@ -8,5 +8,6 @@ pub mod modelpack;
 pub mod pack;
 pub mod process;
 pub mod registry;
+pub mod relay;
 pub mod shown;
 pub mod signer;

@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::time::Duration;
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 
@@ -11,6 +12,7 @@ use crate::common::kitfs::{Host, Mode, Mount};
 use crate::common::pack::{Kit, Kitfile, Tree};
 use crate::common::process::within;
 use crate::common::registry::{Auth, Fault, Host as Place, ONCE, Registry, Target, Times};
+use crate::common::relay::{DELAY, HELD, Relay};
 use crate::common::shown::{assert_shows, of_tree, read};
 use crate::kits::{MIB, bytes, standard};
 
@@ -33,6 +35,26 @@ fn secret() -> String {
 fn the_real_registry_serves_a_kit() {
     let (host, registry, kit) = (Host::new(Mode::Passthrough), DockerRegistry::start(), standard());
     assert_whole(&host.mount(&registry.push(&kit, "acme/standard", "v1")), &kit);
+}
+
+/// What `scripts/bench` measures with, too: so it has to be what it says.
+#[test]
+fn a_kit_comes_over_a_long_way() {
+    let (host, registry) = (Host::new(Mode::Passthrough), Registry::start());
+    let kit = Kitfile::new("far").model("model").pack(&Tree::new().file("model/weights.bin", bytes(6, 48 * MIB)));
+    let reference = kit.serve(&registry, "acme/far", "v1");
+    let relay = Relay::start(registry.host().parse().expect("an address")).expect("a loopback port");
+    let begun = Instant::now();
+    assert!(std::net::TcpStream::connect(relay.address()).is_ok_and(|mut stream| {
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: far\r\n\r\n").expect("taken");
+        stream.read(&mut [0]).is_ok_and(|read| read == 1)
+    }));
+    assert!(begun.elapsed() >= 2 * DELAY, "there and back takes as long as it says, or longer");
+    let mount = host.mount(&reference.replacen(&registry.host(), &relay.address().to_string(), 1));
+    assert_whole(&mount, &kit);
+    assert!(relay.passed() > 48 * MIB as u64, "the kit came through the relay: {} bytes", relay.passed());
+    assert!(relay.connections() > 1, "{} connections", relay.connections());
+    assert!(relay.most_held() > HELD / 2 && relay.most_held() <= HELD, "a connection held {} bytes", relay.most_held());
 }
 
 #[test]

@@ -1,0 +1,100 @@
+"""Debian's docker-registry on loopback, plain and by TLS, over one storage; and a relay that stands for a long way to it."""
+
+import http.client
+import io
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import kits
+from .kits import MIB
+
+
+class Registry:
+    def __init__(self, folder, environment, stack):
+        self.folder = folder
+        self.environment = environment
+        self.stack = stack
+        self.storage = folder / "registry"
+        self.host = self.serve("plain", "")
+
+    def serve(self, name, more):
+        """Starts a registry over the storage and says where it listens."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        host = f"127.0.0.1:{port}"
+        config, log_path = self.folder / f"{name}.yml", self.folder / f"{name}.log"
+        config.write_text(
+            "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self.storage}}}}}\nhttp: {{addr: '{host}'{more}}}\n"
+        )
+        log = self.stack.enter_context(open(log_path, "w", encoding="utf-8"))
+        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log, env=self.environment)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        until = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                return host
+            except OSError:
+                if process.poll() is not None or time.monotonic() > until:
+                    sys.exit(f"docker-registry does not start: {log_path.read_text()}")
+                time.sleep(0.02)
+
+    def serve_tls(self):
+        """The same blobs by TLS; says where, and the file with the CA."""
+        ca, key, request, certificate = (self.folder / name for name in ["ca.pem", "tls.key", "tls.csr", "tls.pem"])
+        more = self.folder / "tls.ext"
+        more.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        for command in [
+            ["req", "-x509", *curve, "-keyout", f"{ca}.key", "-out", ca, "-days", "2", "-subj", "/CN=a CA for one run"],
+            ["req", *curve, "-keyout", key, "-out", request, "-subj", "/CN=127.0.0.1"],
+            ["x509", "-req", "-in", request, "-CA", ca, "-CAkey", f"{ca}.key", "-CAcreateserial", "-out", certificate, "-days", "2", "-extfile", more],
+        ]:
+            subprocess.run(["openssl", *map(str, command)], check=True, capture_output=True)
+        return self.serve("tls", f", tls: {{certificate: {certificate}, key: {key}}}"), ca
+
+    def relay(self, program):
+        """Starts the relay and says where it listens."""
+        process = subprocess.Popen([str(program), self.host], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        return process.stdout.readline().strip()
+
+    def push(self, name, layers):
+        """Uploads a kit; the files of its layers go."""
+        manifest, config = kits.manifest(name, layers)
+        for layer in layers:
+            with open(layer.file, "rb") as file:
+                self.upload(name, layer.digest, file, layer.file.stat().st_size)
+        for layer in layers:
+            layer.file.unlink()
+        self.upload(name, kits.digest_of(config), io.BytesIO(config), len(config))
+        self.send("PUT", f"/v2/{name}/manifests/v1", manifest, len(manifest), kits.MANIFEST)
+        return kits.Kit(self.host, name, kits.digest_of(manifest), layers)
+
+    def forget(self, kit):
+        """Gives the disk back that a kit's layers take."""
+        for layer in kit.layers:
+            number = layer.digest.split(":")[1]
+            shutil.rmtree(self.storage / "docker/registry/v2/blobs/sha256" / number[:2] / number, ignore_errors=True)
+
+    def upload(self, name, digest, body, size):
+        place = self.send("POST", f"/v2/{name}/blobs/uploads/", b"", 0)
+        place = place[place.index("/v2/") :]
+        self.send("PUT", f"{place}{'&' if '?' in place else '?'}digest={digest}", body, size)
+
+    def send(self, method, path, body, size, kind="application/octet-stream"):
+        connection = http.client.HTTPConnection(self.host, timeout=120, blocksize=MIB)
+        connection.request(method, path, body, {"Content-Length": str(size), "Content-Type": kind})
+        response = connection.getresponse()
+        said = response.read()
+        if response.status not in (201, 202):
+            sys.exit(f"{method} {path}: {response.status} {said!r}")
+        return response.headers.get("Location", "")

@@ -1,0 +1,203 @@
+"""What all groups of measurements stand on: folder, environment, registry, mounts, and turns."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from functools import cached_property
+from pathlib import Path
+
+from . import kits
+from .registry import Registry
+from .table import Table
+
+MIB = kits.MIB
+
+
+class Rig:
+    def __init__(self, options, stack):
+        self.options = options
+        self.rounds = options.rounds
+        self.kitfs = options.kitfs.resolve()
+        self.reader = (options.programs / "reader").resolve()
+        self.table = Table()
+        self.folder = Path(tempfile.mkdtemp(prefix="kitfs-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp")))
+        stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KITFS_") and "proxy" not in name.lower()}
+        # Nobody's logins.
+        self.environment.update(HOME=str(self.folder), DOCKER_CONFIG=str(self.folder), OTEL_TRACES_EXPORTER="none")
+        self.registry = Registry(self.folder, self.environment, stack)
+
+    # ---- what several groups need
+
+    @cached_property
+    def big(self):
+        """A kit of one large file."""
+        self.note("making the large kit")
+        return self.registry.push("big", [kits.one_file(self.folder / "big.tar", self.options.mib)])
+
+    @cached_property
+    def half(self):
+        """One half as large, for what takes longer."""
+        return self.registry.push("half", [kits.one_file(self.folder / "half.tar", self.options.mib // 2)])
+
+    @cached_property
+    def small(self):
+        """A kit of 5,000 small files."""
+        return self.registry.push("small", [kits.small_files(self.folder / "small.tar", 5000)])
+
+    @cached_property
+    def relay(self):
+        return self.registry.relay((self.options.programs / "relay").resolve())
+
+    @cached_property
+    def tls(self):
+        return self.registry.serve_tls()
+
+    @contextlib.contextmanager
+    def pushed(self, name, make):
+        """A kit that is there for one group; `make` makes its layers in a folder."""
+        self.note(f"making the kit {name}")
+        with self.scratch() as folder:
+            kit = self.registry.push(name, make(folder))
+        try:
+            yield kit
+        finally:
+            self.registry.forget(kit)
+
+    @contextlib.contextmanager
+    def scratch(self):
+        folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=self.folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # ---- measuring
+
+    def turns(self, rounds, ways):
+        """Times of each way, in turns, so that what else the machine does meets all of them."""
+        times = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                os.sync()
+                times[name].append(way())
+                self.note(f"  {name}: {times[name][-1]:.3f} s")
+        return times
+
+    def cold(self, reference, files, *options, meanwhile=None):
+        """From nothing to the last byte of these files, read one after the other."""
+        with self.scratch() as folder:
+            start = time.monotonic()
+            with self.mount(reference, folder / "cache", *options) as mountpoint:
+                with contextlib.ExitStack() as stack:
+                    if meanwhile:
+                        asked = time.monotonic()
+                        stack.enter_context(meanwhile(*self.processes(mountpoint)))
+                        # Asking for the processes is no part of it.
+                        start += time.monotonic() - asked
+                    for file in files:
+                        self.read("sequential", mountpoint / file)
+                    return time.monotonic() - start
+
+    def timed(self, command):
+        """How long a command of the shell takes; `{}` in it is an empty folder, which goes afterwards."""
+        with self.scratch() as folder:
+            start = time.monotonic()
+            self.shell(command.replace("{}", str(folder)))
+            return time.monotonic() - start
+
+    def read(self, how, *arguments):
+        return int(self.output([self.reader, how, *arguments])) / 1e9
+
+    def note(self, text):
+        if self.options.verbose:
+            print(text, file=sys.stderr, flush=True)
+
+    # ---- running things
+
+    def output(self, command):
+        return subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True, env=self.environment).stdout.strip()
+
+    def shell(self, command):
+        subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, stdout=subprocess.DEVNULL, env=self.environment)
+
+    def pull(self, kit, cache):
+        """Brings the kit into a cache, safe on disk."""
+        command = [self.kitfs, "pull", "--plain-http", "--cache-dir", cache, kit.reference]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
+        if done.returncode != 0:
+            sys.exit(f"kitfs pull {kit.reference}: {done.stderr}")
+        return cache
+
+    @contextlib.contextmanager
+    def mount(self, reference, cache, *options):
+        mountpoint = Path(tempfile.mkdtemp(prefix="mount-", dir=self.folder))
+        transport = () if "--ca-cert" in options else ("--plain-http",)
+        command = [str(word) for word in [self.kitfs, "mount", *transport, "--cache-dir", cache, *options, reference, mountpoint]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
+        self.mounted = time.monotonic()
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)}: {done.stderr}")
+        try:
+            yield mountpoint
+        finally:
+            done = subprocess.run([self.kitfs, "umount", mountpoint], env=self.environment, check=False)
+            if done.returncode != 0:
+                # Whatever kept it, nothing stays behind.
+                self.output([self.kitfs, "umount", "--lazy", mountpoint])
+            mountpoint.rmdir()
+
+    def status(self, mountpoint):
+        return json.loads(self.output([self.kitfs, "status", "--json", mountpoint]))["mounts"][0]
+
+    def processes(self, mountpoint):
+        status = self.status(mountpoint)
+        return status["supervisor_pid"], status["worker_pid"]
+
+
+class Memory:
+    """The most memory that a process was seen with, in bytes."""
+
+    anonymous = 0
+    resident = 0
+
+    def look(self, process):
+        with contextlib.suppress(OSError):
+            for line in open(f"/proc/{process}/status", encoding="utf-8"):
+                if line.startswith("RssAnon:"):
+                    self.anonymous = max(self.anonymous, int(line.split()[1]) * 1024)
+                if line.startswith("VmRSS:"):
+                    self.resident = max(self.resident, int(line.split()[1]) * 1024)
+        return self
+
+
+@contextlib.contextmanager
+def watched(processes, memories):
+    """Looks at the processes' memory 40 times a second."""
+    done = threading.Event()
+
+    def watch():
+        while True:
+            for process, memory in zip(processes, memories):
+                memory.look(process)
+            if done.wait(0.025):
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def drop_caches():
+    # Dentries and inodes too: what is left is what a freshly started machine has.
+    Path("/proc/sys/vm/drop_caches").write_text("3", encoding="utf-8")
