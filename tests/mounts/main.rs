@@ -27,6 +27,7 @@ mod metrics;
 mod modelpack;
 mod offline;
 mod packer;
+mod proxy;
 mod reading;
 mod real_model;
 mod records;

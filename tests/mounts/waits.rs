@@ -310,7 +310,8 @@ fn what_a_placeholder_cannot_hide(mode: Mode) {
         await_blocked(&mut waiting);
         let top = path.to_owned();
         within(LIMIT, "a mount", move || {
-            rustix::mount::mount("tmpfs", &top, "tmpfs", rustix::mount::MountFlags::empty(), None).expect("on a folder, as far as anybody knows");
+            rustix::mount::mount("tmpfs", &top, "tmpfs", rustix::mount::MountFlags::empty(), None)
+                .expect("on a folder, as far as anybody knows");
         });
         let on_top = || fs::read_to_string("/proc/self/mountinfo").expect("mounts").contains(&format!(" {} ", path.display()));
         assert!(on_top());
