@@ -29,6 +29,7 @@ mod modelpack;
 mod offline;
 mod packer;
 mod progress;
+mod proxy;
 mod reading;
 mod real_model;
 mod records;

@@ -304,6 +304,21 @@ fn what_a_placeholder_cannot_hide(mode: Mode) {
         sh(&format!("umount -l {}", target.display()), LIMIT).ok();
         assert!(seen.is_err(), "a file cannot be listed");
     });
+    // What is mounted on top of a cold name goes when the name proves to be a file: the kernel drops the placeholder, and what stands on it.
+    cold(&|stage, path| {
+        let mut waiting = stage.start(&["stat", "-c", "%F"], "d/file.bin");
+        await_blocked(&mut waiting);
+        let top = path.to_owned();
+        within(LIMIT, "a mount", move || {
+            rustix::mount::mount("tmpfs", &top, "tmpfs", rustix::mount::MountFlags::empty(), None)
+                .expect("on a folder, as far as anybody knows");
+        });
+        let on_top = || fs::read_to_string("/proc/self/mountinfo").expect("mounts").contains(&format!(" {} ", path.display()));
+        assert!(on_top());
+        stage.file.open();
+        assert_eq!(waiting.wait(LIMIT).stdout.trim(), "regular file");
+        assert!(!on_top(), "it covers a file now");
+    });
 }
 
 fn a_refused_layer_is_an_error_at_once(mode: Mode) {
