@@ -26,6 +26,7 @@ use crate::kit::{KitLayer, LayerKind, Lineage};
 use crate::layer::{Archive, LayerSpec, RawFile};
 use crate::limits::OPEN_FILES_MAX;
 use crate::node::NodeId;
+use crate::rehearsal;
 use crate::store::{Content, LayerState, Recall, Store, StoreError, VerifiedLayer};
 use crate::tree::{Attributes, Child, DeclaredFile, Group, Known, Lookup, Node, Place, Tree, TreeError};
 use crate::wait::Need;
@@ -255,7 +256,7 @@ impl Fs {
         };
         let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         // Exactly that much is there: anything less is a damaged disk, and must not look like the end of the file.
-        match file.read_exact_at(&mut buffer[..length], start + offset) {
+        match rehearsal::step("read:served").and_then(|()| file.read_exact_at(&mut buffer[..length], start + offset)) {
             Ok(()) => Ok(Answer::Now(length)),
             Err(error) => Err(disk("read from the cache", &error)),
         }

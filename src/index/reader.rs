@@ -14,6 +14,7 @@ use super::{Entry, FileFacts, IndexError, Kind, Segment};
 use crate::digest::Digest;
 use crate::limits::{LAYER_ENTRIES, PATH_DEPTH};
 use crate::path::{RelPath, is_component};
+use crate::rehearsal::step;
 
 /// A mapped index. Clones share the mapping.
 #[derive(Clone)]
@@ -30,10 +31,12 @@ struct Mapped {
 impl Index {
     /// Maps `file` as the index of the layer `expect`.
     pub fn map(file: &File, expect: &Digest) -> Result<Self, IndexError> {
+        let unmapped = |source| IndexError::Io { what: "cannot map the index", source };
+        step("map:index").map_err(unmapped)?;
         // SAFETY: The map is only sound as long as nobody changes the file. Files of the store are never written once they are in place,
         // replacements come by rename; who else may write there is the cache's owner, against whom kitfs does not defend. All that is read
         // from the map are bytes, copied or compared before they are used, and every number that comes out of them is checked at each use.
-        let map = unsafe { Mmap::map(file) }.map_err(|source| IndexError::Io { what: "cannot map the index", source })?;
+        let map = unsafe { Mmap::map(file) }.map_err(unmapped)?;
         let header = Header::decode(&map)?;
         if header.layer != *expect {
             return Err(IndexError::WrongLayer { expected: Box::new(*expect), got: Box::new(header.layer) });

@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use super::cut::COMMITTED;
-use super::dir::Dir;
+use super::dir::{Dir, fsync};
 use super::error::{StoreError, disk};
 use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::limits;
+use crate::rehearsal::step;
 use crate::verify::{Unverified, Verified};
 
 /// See [`super::Store::put_document`].
@@ -35,6 +36,7 @@ pub(super) fn get(store: &Inner, descriptor: &Descriptor) -> Result<Option<Verif
     let Some(file) = store.blobs.open(&name)? else { return Ok(None) };
     let what = || format!("reading {}", store.blobs.path_of(&name).display());
     let length = file.metadata().map_err(disk(what()))?.len();
+    store.blobs.step("read", &name).map_err(disk(what()))?;
     let mut bytes = Vec::new();
     if length == descriptor.size {
         file.take(length).read_to_end(&mut bytes).map_err(disk(what()))?;
@@ -76,10 +78,10 @@ pub(super) fn remember(store: &Inner, reference: &str, manifest: &Descriptor) ->
 pub(super) fn remembered(store: &Inner, reference: &str) -> Result<Option<Descriptor>, StoreError> {
     let name = reference_name(reference);
     let Some(file) = store.references.open(&name)? else { return Ok(None) };
+    let what = || format!("reading {}", store.references.path_of(&name).display());
+    store.references.step("read", &name).map_err(disk(what()))?;
     let mut text = Vec::new();
-    file.take(limits::RECORD_BYTES)
-        .read_to_end(&mut text)
-        .map_err(disk(format!("reading {}", store.references.path_of(&name).display())))?;
+    file.take(limits::RECORD_BYTES).read_to_end(&mut text).map_err(disk(what()))?;
     // A damaged record is none.
     let Ok(record) = serde_json::from_slice::<Remembered>(&text) else { return Ok(None) };
     let Remembered { reference: of, media_type, digest, size } = record;
@@ -93,7 +95,8 @@ pub(super) fn sync(store: &Inner) -> Result<(), StoreError> {
         return Ok(());
     }
     for file in files {
-        rustix::fs::fsync(&file).map_err(disk("syncing a document"))?;
+        step("sync:document").map_err(disk("syncing a document"))?;
+        fsync(&file).map_err(disk("syncing a document"))?;
     }
     store.blobs.sync()?;
     store.attached.sync()?;
@@ -124,7 +127,9 @@ pub(super) fn write(store: &Inner, dir: &Dir, name: &str, bytes: &[u8]) -> Resul
 fn write_as(dir: &Dir, name: &str, bytes: &[u8]) -> Result<File, StoreError> {
     let what = || format!("writing {}", dir.path_of(name).display());
     let mut file = dir.create(name)?;
+    dir.step("write", name).map_err(disk(what()))?;
     file.write_all(bytes).map_err(disk(what()))?;
+    dir.step("chmod", name).map_err(disk(what()))?;
     rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what()))?;
     // Opened before the writer is closed, so that the sync hears of every error.
     dir.open(name)?.ok_or_else(|| disk(what())(rustix::io::Errno::NOENT))

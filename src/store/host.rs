@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
 use crate::failure::{ErrorClass, chain};
+use crate::rehearsal;
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
 const UNSUITABLE: [(u32, &str); 9] = [
@@ -26,7 +27,10 @@ const FUSE: u32 = 0x6573_5546;
 
 /// The id of this boot; `None` if the kernel does not tell.
 pub(super) fn boot_id() -> Option<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let id = match rehearsal::boot() {
+        Some(id) => id,
+        None => fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?,
+    };
     let id = id.trim();
     (!id.is_empty()).then(|| id.to_owned())
 }
@@ -95,6 +99,7 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
         Err(Errno::WOULDBLOCK) => {}
         other => return Err(unsuitable(format!("flock does not exclude: {other:?}"))),
     }
+    place.step("write", "a").map_err(disk(format!("writing {}", place.path_of("a").display())))?;
     first.write_all_at(b"probe", 0).map_err(disk(format!("writing {}", place.path_of("a").display())))?;
     drop(place.create("b")?);
     match place.rename_new("a", place, "b") {

@@ -10,3 +10,4 @@ pub mod process;
 pub mod registry;
 pub mod shown;
 pub mod signer;
+pub mod steps;
