@@ -270,6 +270,8 @@ impl Fs {
                 match self.learn(group) {
                     Ok(true) => return (self.ended)(need, Ok(())),
                     Ok(false) => {}
+                    // It is made anew, and then the group is learned.
+                    Err(error) if error.unreadable().is_some() => return drop(self.damaged(&error)),
                     Err(error) => return self.refuse(group, &error),
                 }
                 for &slot in self.tree.slots(group) {
@@ -376,6 +378,9 @@ impl Fs {
         match outcome {
             Err(failed) => self.end(slot, Err(errno(&failed.class))),
             Ok(layer) => {
+                if let Some(known) = self.tree.index(slot) {
+                    known.renew(layer.index());
+                }
                 {
                     let mut open = self.open_layer(slot);
                     open.close();
@@ -399,6 +404,13 @@ impl Fs {
                     (self.ended)(Need::Names(group), Ok(()));
                 }
             }
+            // It was made a moment ago, so the disk is what fails.
+            Err(error) if error.unreadable().is_some() => {
+                tracing::error!(error = chain(&error), "layer cannot be shown");
+                let class = ErrorClass::Disk(libc::EIO);
+                self.fetcher.refuse(slot, class, chain(&error));
+                self.end(slot, Err(errno(&class)));
+            }
             Err(error) => self.refuse(group, &error),
         }
     }
@@ -414,7 +426,7 @@ impl Fs {
     fn refuse(&self, group: Group, error: &TreeError) {
         let errno = self.damaged(error);
         for &slot in self.tree.slots(group) {
-            self.fetcher.refuse(slot, error.to_string());
+            self.fetcher.refuse(slot, ErrorClass::Refused, error.to_string());
             self.end(slot, Err(errno));
         }
     }
@@ -424,7 +436,24 @@ impl Fs {
             TreeError::NoSuchNode(_) => Errno::STALE,
             _ => {
                 tracing::error!(error = chain(error), "layer cannot be shown");
+                if let Some(layer) = error.unreadable() {
+                    self.renew_index(layer);
+                }
                 Errno::IO
+            }
+        }
+    }
+
+    /// Has the index of a layer made anew from the layer's own files, or with the layer. Whoever asked gets an error meanwhile, the next one an answer.
+    fn renew_index(&self, layer: &Digest) {
+        let slots = (1..).zip(self.specs()).filter(|(_, spec)| spec.descriptor.digest == *layer);
+        for (slot, spec) in slots {
+            match self.store.doubt(spec) {
+                Ok(()) => {
+                    let wanted = self.fetcher.want(slot);
+                    self.wanted(slot, wanted);
+                }
+                Err(error) => self.end(slot, Err(self.failed(&error))),
             }
         }
     }

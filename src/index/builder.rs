@@ -13,6 +13,7 @@ use memmap2::Mmap;
 use sha2::Digest as _;
 
 use super::format::{BLOCK, DATA, DataRecord, HEADER, Header, Layout, RECORD, Record, kind_number, kind_of, place_numbers, place_of};
+use super::reader::populate;
 use super::{FileFacts, IndexError, Kind, NewEntry, Place, Stored};
 use crate::limits::LAYER_ENTRIES;
 use crate::path::RelPath;
@@ -85,6 +86,7 @@ impl IndexBuilder {
         step("map:scratch").map_err(unmapped)?;
         // SAFETY: The file is the builder's own, nobody else writes or cuts it, and it lives as long as the map.
         let map = unsafe { Mmap::map(&scratch) }.map_err(unmapped)?;
+        populate(&map, &(0..self.written))?;
         let scratch = Scratch { map: &map, end: self.written };
         let order = scratch.sorted(self.entries)?;
 
@@ -489,6 +491,7 @@ fn seal(out: &File, layout: &Layout, header: &mut Header) -> Result<(), IndexErr
     // SAFETY: The file is the builder's own until it is finished: nobody else writes or cuts it, and here it is written only when the map
     // is gone.
     let map = unsafe { Mmap::map(out) }.map_err(unmapped)?;
+    populate(&map, &(0..layout.checksums.end))?;
     let part = |range: &Range<u64>| map.get(range.start as usize..range.end as usize).unwrap_or_default();
     header.table_checksum = table_checksum(part(&layout.entries), part(&layout.names))?;
     let checksums: Vec<u8> = part(&layout.checked).chunks(BLOCK as usize).flat_map(|block| crc32fast::hash(block).to_le_bytes()).collect();

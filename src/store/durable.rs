@@ -155,11 +155,12 @@ pub(super) fn wait(store: &Arc<Inner>, layer: &VerifiedLayer) -> Result<(), Stor
             return Ok(());
         }
         if !store.layers.names(&layer.file_name(), dir)? {
-            let reason = "the layer was withdrawn before it was synced".to_owned();
-            return Err(StoreError::Doubtful { layer: layer.digest, file: DURABLE.into(), reason });
+            // By whoever synced it, who has said which error that was.
+            return Err(disk(format!("syncing layer {}, which was withdrawn", layer.digest))(Errno::IO));
         }
         let visible = dir.open(VISIBLE)?.ok_or_else(|| disk(format!("opening {}", dir.path_of(VISIBLE).display()))(Errno::NOENT))?;
-        let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockExclusive).map_err(disk("locking `visible`"))?;
+        let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", dir.path_of(VISIBLE).display())))?;
         // Whoever had the lock may have been done in between.
         if (free && dir.stat(DURABLE)?.is_none()) || begin.elapsed().as_secs() >= limits::SYNC_WAIT_SECONDS {
             let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());

@@ -235,7 +235,8 @@ fn allocated(dir: &Dir) -> Result<u64, StoreError> {
 fn is_unsettled(dir: &Dir) -> Result<bool, StoreError> {
     let Some(visible) = dir.open(VISIBLE)? else { return Ok(false) };
     // Shared and for a moment: whoever wants to sync it tries again later.
-    let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockShared).map_err(disk("locking `visible`"))?;
+    let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockShared)
+        .map_err(disk(format!("locking {}", dir.path_of(VISIBLE).display())))?;
     Ok(!free)
 }
 

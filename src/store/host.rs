@@ -71,10 +71,12 @@ pub(super) fn mount_type(dir: &Dir) -> Option<String> {
 }
 
 /// What the start-up probe found out.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Abilities {
     /// Space can be reserved ahead. Without it a full disk is only noticed when it is full.
     pub(super) fallocate: bool,
+    /// Nothing can be written there now.
+    pub(super) trouble: Option<StoreError>,
 }
 
 /// Tries what the store stands on, in a directory of its own below `dir`: locks that two descriptors contend for, a rename that does not
@@ -82,12 +84,18 @@ pub(super) struct Abilities {
 pub(super) fn probe(dir: &Dir) -> Result<Abilities, StoreError> {
     let name = format!("probe.{:016x}", fastrand::u64(..));
     let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
-    dir.remove_tree(&name)?;
-    match outcome {
-        // What is in a full cache can still be read, and it was probed when it was empty.
-        Err(error) if matches!(error.class(), ErrorClass::Disk(libc::ENOSPC | libc::EDQUOT)) => Ok(Abilities { fallocate: true }),
+    let removed = dir.remove_tree(&name);
+    match outcome.and_then(|abilities| removed.map(|()| abilities)) {
+        Err(error) if passes(error.class()) => Ok(Abilities { fallocate: true, trouble: Some(error) }),
         other => other,
     }
+}
+
+/// True for what is no trait of a filesystem, but how it is now. What is in a cache that is full, was made read-only or has run out of descriptors can still be
+/// read, by a worker that begins only now as well; it was probed when it was well.
+fn passes(class: ErrorClass) -> bool {
+    use libc::{EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS};
+    matches!(class, ErrorClass::Disk(ENOSPC | EDQUOT | EROFS | EIO | EMFILE | ENFILE | ENOMEM))
 }
 
 fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
@@ -105,6 +113,7 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
     match place.rename_new("a", place, "b") {
         Ok(false) => {}
         Ok(true) => return Err(unsuitable("a rename replaces although it must not".into())),
+        Err(error) if passes(error.class()) => return Err(error),
         Err(error) => return Err(unsuitable(format!("a rename that does not replace fails: {}", chain(&error)))),
     }
     let fallocate = match rustix::fs::fallocate(&first, FallocateFlags::KEEP_SIZE, 0, 8192) {
@@ -112,7 +121,7 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => false,
         Err(error) => return Err(disk(format!("reserving space in {}", place.path().display()))(error)),
     };
-    Ok(Abilities { fallocate })
+    Ok(Abilities { fallocate, trouble: None })
 }
 
 #[cfg(test)]

@@ -51,7 +51,14 @@ impl DecisionLock {
     /// Takes the lock of the cache below `top`.
     pub(super) fn take(top: &Dir) -> Result<Self, StoreError> {
         let file = top.lock_file("lock")?;
-        wait_for(&file, "decision", FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of the cache", limits::DECISION_SECONDS)?;
+        wait_for(
+            &file,
+            "decision",
+            FlockOperation::NonBlockingLockExclusive,
+            "(any)",
+            &format!("the lock of the cache ({})", top.path_of("lock").display()),
+            limits::DECISION_SECONDS,
+        )?;
         Ok(Self { _file: file })
     }
 }
@@ -71,7 +78,7 @@ impl EvictLock {
             "evict",
             FlockOperation::NonBlockingLockExclusive,
             "(any)",
-            "the lock of whoever makes room",
+            &format!("the lock of whoever makes room ({})", locks.path_of("evict").display()),
             limits::EVICT_SECONDS,
         )?;
         Ok(Self { _file: file })
@@ -93,7 +100,7 @@ impl RecordLock {
             "attached",
             FlockOperation::NonBlockingLockExclusive,
             "(any)",
-            "the lock of what is attached",
+            &format!("the lock of what is attached ({})", locks.path_of("attached").display()),
             limits::DECISION_SECONDS,
         )?;
         Ok(Self { _file: file })
@@ -109,7 +116,8 @@ impl UseLock {
     pub(super) fn existing(locks: &Dir, layer: &LayerKey) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer);
         let Some(file) = locks.open(&name)? else { return Ok(None) };
-        let taken = try_lock(&file, "use", FlockOperation::NonBlockingLockShared).map_err(disk(format!("locking {name}")))?;
+        let taken = try_lock(&file, "use", FlockOperation::NonBlockingLockShared)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
         Ok(taken.then(|| Self::used(file.into())))
     }
 
@@ -117,13 +125,18 @@ impl UseLock {
     pub(super) fn exclusive(locks: &Dir, layer: &LayerKey) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer);
         let file = locks.lock_file(&name)?;
-        let taken = try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
+        let taken = try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
         Ok(taken.then(|| Self(file.into())))
     }
 
     /// True if somebody uses the layer. The lock is taken for a moment, which at worst makes another one look once more.
     pub(super) fn is_held(locks: &Dir, layer: &LayerKey) -> Result<bool, StoreError> {
-        Ok(Self::exclusive(locks, layer)?.is_none())
+        let name = Self::name(layer);
+        // Not made for it: it can be asked where nothing can be written, too.
+        let Some(file) = locks.open(&name)? else { return Ok(false) };
+        Ok(!try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?)
     }
 
     /// When the layer was last opened or closed: the time of the lock file. Long ago if nothing tells.
@@ -151,7 +164,14 @@ impl UseLock {
     /// Takes the lock, which is made if it is not there.
     pub(super) fn take(locks: &Dir, layer: &LayerKey) -> Result<Self, StoreError> {
         let file = locks.lock_file(&Self::name(layer))?;
-        wait_for(&file, "use", FlockOperation::NonBlockingLockShared, &layer.to_string(), "the use lock", limits::DECISION_SECONDS)?;
+        wait_for(
+            &file,
+            "use",
+            FlockOperation::NonBlockingLockShared,
+            &layer.to_string(),
+            &format!("the use lock ({})", locks.path_of(&Self::name(layer)).display()),
+            limits::DECISION_SECONDS,
+        )?;
         Ok(Self::used(file.into()))
     }
 
@@ -182,7 +202,8 @@ impl IngestLock {
     pub(super) fn attempt(locks: &Dir, layer: &LayerKey, place: usize) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer, place);
         let file = locks.lock_file(&name)?;
-        let taken = try_lock(&file, "ingest-lock", FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
+        let taken = try_lock(&file, "ingest-lock", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
         Ok(taken.then_some(Self { file }))
     }
 

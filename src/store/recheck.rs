@@ -100,6 +100,8 @@ pub(super) fn read_back(
 ) -> Result<ReadBack, StoreError> {
     let layer = spec.descriptor.digest;
     let index = recall::index(store, spec)?.map(|(_, index)| index);
+    // One that is damaged further in says nothing of how the stream is put together: what is in the files tells, as if there were none.
+    let index = index.filter(|index| index.segments().all(|segment| segment.is_ok()));
     let recorded = index.as_ref().and_then(Index::uncompressed).or(Visible::read(dir)?.map(|visible| visible.content));
     let expected = match (spec.compression, spec.diff_id) {
         (Compression::None, _) => Some(layer),
@@ -131,7 +133,7 @@ pub(super) fn read_back(
         Ok(())
     };
     let mut defect: Option<SplitError> = None;
-    let mut order = index.iter().flat_map(|index| index.segments()).peekable();
+    let mut order = index.iter().flat_map(Index::segments).peekable();
     if order.peek().is_some() {
         // The digest is that of the stream as it was, also where a header is damaged: so it is put together by the index.
         for segment in order {

@@ -109,7 +109,8 @@ impl<'store> WorkDir<'store> {
     /// Opens and locks one, if nobody holds it.
     fn take(store: &'store Inner, name: String) -> Result<Option<Self>, StoreError> {
         let Some(dir) = store.ingest.open_dir(&name)? else { return Ok(None) };
-        let free = try_lock(&dir, "ingest", FlockOperation::NonBlockingLockExclusive).map_err(disk("locking a directory"))?;
+        let free = try_lock(&dir, "ingest", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", dir.path().display())))?;
         // Between opening and locking it may have been renamed into its place.
         if !free || !store.ingest.names(&name, &dir)? {
             return Ok(None);
