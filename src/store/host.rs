@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
 use crate::failure::{ErrorClass, chain};
+use crate::limits;
 use crate::rehearsal;
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
@@ -82,13 +83,22 @@ pub(super) struct Abilities {
 /// Tries what the store stands on, in a directory of its own below `dir`: locks that two descriptors contend for, a rename that does not
 /// replace.
 pub(super) fn probe(dir: &Dir) -> Result<Abilities, StoreError> {
-    let name = format!("probe.{:016x}", fastrand::u64(..));
-    let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
-    let removed = dir.remove_tree(&name);
-    match outcome.and_then(|abilities| removed.map(|()| abilities)) {
-        Err(error) if passes(error.class()) => Ok(Abilities { fallocate: true, trouble: Some(error) }),
-        other => other,
+    let mut attempts = 1;
+    loop {
+        let name = format!("probe.{:016x}", fastrand::u64(..));
+        let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
+        let removed = dir.remove_tree(&name);
+        match outcome.and_then(|abilities| removed.map(|()| abilities)) {
+            Err(error) if is_swept(&error) && attempts < limits::WORK_DIRECTORY_ATTEMPTS => attempts += 1,
+            Err(error) if passes(error.class()) => return Ok(Abilities { fallocate: true, trouble: Some(error) }),
+            other => return other,
+        }
     }
+}
+
+/// Whoever sweeps at the same time took the directory for something left behind.
+fn is_swept(error: &StoreError) -> bool {
+    error.class() == ErrorClass::Disk(libc::ENOENT)
 }
 
 /// True for what is no trait of a filesystem, but how it is now. What is in a cache that is full, was made read-only or has run out of descriptors can still be
@@ -113,7 +123,7 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
     match place.rename_new("a", place, "b") {
         Ok(false) => {}
         Ok(true) => return Err(unsuitable("a rename replaces although it must not".into())),
-        Err(error) if passes(error.class()) => return Err(error),
+        Err(error) if passes(error.class()) || is_swept(&error) => return Err(error),
         Err(error) => return Err(unsuitable(format!("a rename that does not replace fails: {}", chain(&error)))),
     }
     let fallocate = match rustix::fs::fallocate(&first, FallocateFlags::KEEP_SIZE, 0, 8192) {
