@@ -53,6 +53,12 @@ impl ErrorClass {
 
     /// The class of what a source said.
     pub fn of_source(error: &SourceError) -> Self {
+        // Whom this host gives no more descriptors has not been refused by the source, and may try again soon.
+        let causes = std::iter::successors(Some(error as &dyn Error), |&cause| cause.source());
+        let errnos = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+        if let Some(errno) = errnos.filter(|errno| matches!(*errno, libc::EMFILE | libc::ENFILE)).last() {
+            return Self::Disk(errno);
+        }
         match error {
             SourceError::NotFound { .. } => Self::Missing,
             SourceError::Denied { .. } => Self::Denied,
@@ -158,6 +164,20 @@ mod tests {
             (io::ErrorKind::Other, ErrorClass::Network),
         ] {
             assert_eq!(ErrorClass::of_source(&SourceError::Local { path: "x".into(), source: kind.into() }), class);
+        }
+    }
+
+    #[test]
+    fn a_connection_for_which_there_is_no_descriptor_is_this_hosts_trouble() {
+        for (errno, class) in [
+            (libc::EMFILE, ErrorClass::Disk(libc::EMFILE)),
+            (libc::ENFILE, ErrorClass::Disk(libc::ENFILE)),
+            (libc::ECONNREFUSED, ErrorClass::Network),
+        ] {
+            let cause = io::Error::from_raw_os_error(errno);
+            let (place, what, reason) = ("reg.example/a".into(), "layer".into(), "no connection".into());
+            let error = SourceError::Unavailable { place, what, reason, retry_at: None, source: Some(Box::new(cause)) };
+            assert_eq!(ErrorClass::of_source(&error), class);
         }
     }
 }

@@ -180,11 +180,11 @@ impl Fetcher {
     }
 
     /// Records that a layer that came cannot be shown, so that nobody fetches it again and again.
-    pub fn refuse(&self, slot: u16, message: String) -> Failed {
+    pub fn refuse(&self, slot: u16, class: ErrorClass, message: String) -> Failed {
         let mut inner = self.lock();
         let state = inner.state(slot);
         state.failures += 1;
-        let (failed, until) = failure(ErrorClass::Refused, message, None, state.failures);
+        let (failed, until) = failure(class, message, None, state.failures);
         state.failed = Some((failed.clone(), until));
         failed
     }

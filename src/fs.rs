@@ -26,6 +26,7 @@ use crate::kit::{KitLayer, LayerKind, Lineage};
 use crate::layer::{Archive, LayerSpec, RawFile};
 use crate::limits::OPEN_FILES_MAX;
 use crate::node::NodeId;
+use crate::rehearsal;
 use crate::store::{Content, LayerState, Recall, Store, StoreError, VerifiedLayer};
 use crate::tree::{Attributes, Child, DeclaredFile, Group, Known, Lookup, Node, Place, Tree, TreeError};
 use crate::wait::Need;
@@ -255,7 +256,7 @@ impl Fs {
         };
         let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         // Exactly that much is there: anything less is a damaged disk, and must not look like the end of the file.
-        match file.read_exact_at(&mut buffer[..length], start + offset) {
+        match rehearsal::step("read:served").and_then(|()| file.read_exact_at(&mut buffer[..length], start + offset)) {
             Ok(()) => Ok(Answer::Now(length)),
             Err(error) => Err(disk("read from the cache", &error)),
         }
@@ -269,6 +270,8 @@ impl Fs {
                 match self.learn(group) {
                     Ok(true) => return (self.ended)(need, Ok(())),
                     Ok(false) => {}
+                    // It is made anew, and then the group is learned.
+                    Err(error) if error.unreadable().is_some() => return drop(self.damaged(&error)),
                     Err(error) => return self.refuse(group, &error),
                 }
                 for &slot in self.tree.slots(group) {
@@ -370,6 +373,9 @@ impl Fs {
         match outcome {
             Err(failed) => self.end(slot, Err(errno(&failed.class))),
             Ok(layer) => {
+                if let Some(known) = self.tree.index(slot) {
+                    known.renew(layer.index());
+                }
                 {
                     let mut open = self.open_layer(slot);
                     open.close();
@@ -393,6 +399,13 @@ impl Fs {
                     (self.ended)(Need::Names(group), Ok(()));
                 }
             }
+            // It was made a moment ago, so the disk is what fails.
+            Err(error) if error.unreadable().is_some() => {
+                tracing::error!(error = chain(&error), "layer cannot be shown");
+                let class = ErrorClass::Disk(libc::EIO);
+                self.fetcher.refuse(slot, class, chain(&error));
+                self.end(slot, Err(errno(&class)));
+            }
             Err(error) => self.refuse(group, &error),
         }
     }
@@ -408,7 +421,7 @@ impl Fs {
     fn refuse(&self, group: Group, error: &TreeError) {
         let errno = self.damaged(error);
         for &slot in self.tree.slots(group) {
-            self.fetcher.refuse(slot, error.to_string());
+            self.fetcher.refuse(slot, ErrorClass::Refused, error.to_string());
             self.end(slot, Err(errno));
         }
     }
@@ -418,7 +431,24 @@ impl Fs {
             TreeError::NoSuchNode(_) => Errno::STALE,
             _ => {
                 tracing::error!(error = chain(error), "layer cannot be shown");
+                if let Some(layer) = error.unreadable() {
+                    self.renew_index(layer);
+                }
                 Errno::IO
+            }
+        }
+    }
+
+    /// Has the index of a layer made anew from the layer's own files, or with the layer. Whoever asked gets an error meanwhile, the next one an answer.
+    fn renew_index(&self, layer: &Digest) {
+        let slots = (1..).zip(self.specs()).filter(|(_, spec)| spec.descriptor.digest == *layer);
+        for (slot, spec) in slots {
+            match self.store.doubt(spec) {
+                Ok(()) => {
+                    let wanted = self.fetcher.want(slot);
+                    self.wanted(slot, wanted);
+                }
+                Err(error) => self.end(slot, Err(self.failed(&error))),
             }
         }
     }

@@ -30,7 +30,8 @@
 //!
 //! The header is checked when the file is mapped, each 64 KiB at its first touch. The checksums are there for accidents (a disk, an
 //! editor), not against somebody who may write into the cache; but whatever the bytes are, reading them gives an entry or an
-//! [`IndexError`], and never anything else.
+//! [`IndexError`], and never anything else. So does a disk that cannot give them: the kernel is asked to read what is about to be touched for the first
+//! time, and says so where a touch would be a SIGBUS.
 
 mod builder;
 mod format;
@@ -250,5 +251,10 @@ impl IndexError {
     /// True if the *layer* must not be shown; otherwise the trouble is this host's.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Twice { .. } | Self::FileAgainstFolder { .. } | Self::TooMany)
+    }
+
+    /// True if it is not known what the index said: an index made anew from the layer's bytes will tell.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Damaged { .. })
     }
 }

@@ -1,11 +1,15 @@
 //! Failures on demand, for the tests of what only happens when something goes badly wrong. Debug builds only: a release build has none of it, and no
 //! option or plan can ask for it.
 
+mod steps;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::plan::Lacking;
+
+pub(crate) use steps::{boot, is_timeless, point, step, step_on, synced};
 
 /// Abilities of the kernel that `KITFS_TEST_NO_RESEND` and `KITFS_TEST_NO_PASSTHROUGH` want treated as missing.
 pub(crate) fn lacking() -> Lacking {

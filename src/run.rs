@@ -22,7 +22,7 @@ use crate::admission::Admission;
 use crate::audit::Trail;
 use crate::detach::{Detached, detach};
 use crate::digest::Digest;
-use crate::failure::chain;
+use crate::failure::{ErrorClass, chain};
 use crate::limits::{ABANDONED_AFTER, RUN_DOCUMENT_BYTES};
 use crate::metrics::Totals;
 use crate::mountinfo::{self, MountEntry};
@@ -141,6 +141,9 @@ pub struct LayerReport {
     pub fetched: u64,
     /// Why it failed.
     pub error: Option<String>,
+    /// What kind of failure that was.
+    #[serde(default)]
+    pub class: Option<ErrorClass>,
     /// When it is tried again; RFC 3339.
     pub retry_at: Option<String>,
 }

@@ -224,7 +224,10 @@ impl Store {
             usage: Mutex::default(),
         };
         let store = Self(Arc::new(inner));
-        store.sweep()?;
+        // What is in the cache can be used, whatever was left behind in it.
+        if let Err(error) = store.sweep() {
+            tracing::warn!(error = chain(&error), "what was left behind could not be looked at");
+        }
         Ok(store)
     }
 
@@ -241,6 +244,11 @@ impl Store {
     /// The bytes that are free there; `None` on a filesystem that knows no size.
     pub fn room(&self) -> Result<Option<u64>, StoreError> {
         evict::room(&self.0.top)
+    }
+
+    /// Why nothing could be written there when the cache was opened, if that was so. What is in it can be read all the same.
+    pub fn trouble(&self) -> Option<&StoreError> {
+        self.0.abilities.trouble.as_ref()
     }
 
     /// Whether space can be reserved there, so that a full disk is noticed before a fetch and not in it.
@@ -443,6 +451,15 @@ impl Store {
             Found::Sound => Verdict::Sound,
             Found::Damaged { expected, got } => Verdict::Damaged { expected, got },
         })
+    }
+
+    /// Notes that the index of a layer proved unreadable: [`Store::ensure`] makes a new one.
+    pub fn doubt(&self, spec: &LayerSpec) -> Result<(), StoreError> {
+        let layer = &spec.key();
+        if let Some(index) = self.0.index.open(&layer.file_name())? {
+            recall::doubt(&self.0, layer, &index);
+        }
+        Ok(())
     }
 
     /// The layers that are here.

@@ -309,7 +309,9 @@ fn close_forgotten(page: &Page, device: &Device, cache: &std::path::Path) {
 
 /// A file of the cache's own filesystem, which is what decides whether it can back others.
 fn trial_file(cache: &std::path::Path) -> io::Result<std::fs::File> {
-    std::fs::File::options().read(true).append(true).create(true).mode(0o600).open(cache.join("lock"))
+    let lock = cache.join("lock");
+    // Opened for reading where it is there: a filesystem that was made read-only can back files as before.
+    std::fs::File::open(&lock).or_else(|_| std::fs::File::options().read(true).append(true).create(true).mode(0o600).open(&lock))
 }
 
 /// A session on the mount's device that believes to have made it.

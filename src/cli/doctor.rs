@@ -137,6 +137,9 @@ fn of_cache(store: &Store, is_root: bool) -> Vec<Finding> {
         }
         Err(error) => Finding::error("cache", &error, Some("name another folder with `--cache-dir`".into())),
     }];
+    if let Some(error) = store.trouble() {
+        findings[0] = failed("cache", &error.clone().into(), "name another folder with `--cache-dir`");
+    }
     findings.push(match store.room() {
         Ok(free) => doctor::room(Room { free, can_reserve: store.can_reserve() }),
         Err(error) => failed("room", &error.into(), "name another folder with `--cache-dir`"),

@@ -432,14 +432,31 @@ fn hints_of_store(error: &StoreError) -> Vec<Cow<'static, str>> {
         StoreError::Unsuitable { .. } => vec!["name a folder on a local disk with `--cache-dir`".into()],
         StoreError::Owner { .. } | StoreError::Writable { .. } => vec!["name a folder of your own with `--cache-dir`".into()],
         StoreError::Source { source, .. } => hints_of_source(source),
-        error => match error.class() {
-            ErrorClass::Disk(libc::ENOSPC | libc::EDQUOT) => vec!["make room, or name a folder on another disk with `--cache-dir`".into()],
-            ErrorClass::Disk(libc::EACCES | libc::EPERM | libc::EROFS) => {
-                vec!["name a folder that you may write to with `--cache-dir`".into()]
-            }
-            _ => Vec::new(),
-        },
+        error => hint_of_class(error.class()).into_iter().map(Cow::from).collect(),
     }
+}
+
+/// What to do about trouble that is this host's own.
+pub(super) fn hint_of_class(class: ErrorClass) -> Option<&'static str> {
+    let ErrorClass::Disk(errno) = class else { return None };
+    Some(match errno {
+        libc::ENOSPC => {
+            "make room: `kitfs cache prune --all` removes what nobody uses, `df -h` and `df -i` tell whether it is space or inodes; or name a folder on another disk with `--cache-dir`"
+        }
+        libc::EDQUOT => {
+            "the user's quota there is used up: `kitfs cache prune --all` removes what nobody uses; or ask for a larger one, or name a folder on another disk with `--cache-dir`"
+        }
+        libc::EROFS => {
+            "the filesystem of the cache is mounted read-only: `dmesg` tells whether that was for an error, `mount -o remount,rw` ends it; or name a folder on another disk with `--cache-dir`"
+        }
+        libc::EIO | libc::EBADMSG | libc::EUCLEAN | libc::ENXIO | libc::ENODEV => {
+            "the disk of the cache or its filesystem fails: `dmesg` tells of it; name a folder on another disk with `--cache-dir`"
+        }
+        libc::EMFILE => "raise the limit of open files: `ulimit -Hn`, or `LimitNOFILE=` of a systemd unit",
+        libc::ENFILE => "this system has no more open files to give: raise `fs.file-max` with sysctl, or end what has them open",
+        libc::EACCES | libc::EPERM => "name a folder that you may write to with `--cache-dir`",
+        _ => return None,
+    })
 }
 
 /// Whether the error or one of its causes speaks of `word`. Only ever for a hint: what TLS libraries say has no type here.
@@ -453,6 +470,10 @@ mod tests {
 
     fn resolve(source: SourceError) -> CliError {
         ResolveError::Source { reference: "reg.example/a:v1".into(), remembered: true, source: Box::new(source) }.into()
+    }
+
+    fn disk(errno: i32) -> CliError {
+        StoreError::Disk { what: "writing x".into(), source: std::sync::Arc::new(io::Error::from_raw_os_error(errno)) }.into()
     }
 
     fn unavailable(cause: &str) -> SourceError {
@@ -483,6 +504,13 @@ mod tests {
             (resolve(unavailable("invalid peer certificate: UnknownIssuer")), Exit::Failed, "--ca-cert"),
             (ResolveError::NeverResolved { reference: "reg.example/a:v1".into() }.into(), Exit::Failed, "without `--offline`"),
             (CliError::NoCacheDir, Exit::Failed, "--cache-dir"),
+            (disk(libc::ENOSPC), Exit::Failed, "kitfs cache prune"),
+            (disk(libc::EDQUOT), Exit::Failed, "quota"),
+            (disk(libc::EROFS), Exit::Failed, "read-only"),
+            (disk(libc::EIO), Exit::Failed, "dmesg"),
+            (disk(libc::EMFILE), Exit::Failed, "ulimit"),
+            (disk(libc::ENFILE), Exit::Failed, "fs.file-max"),
+            (disk(libc::EACCES), Exit::Failed, "may write to"),
         ] {
             assert_eq!(error.exit(), exit, "{error}");
             assert!(error.hints().iter().any(|found| found.contains(hint)), "{error}: {:?}", error.hints());

@@ -9,11 +9,12 @@ use indicatif::BinaryBytes;
 use serde::Serialize;
 
 use super::args::Status;
-use super::error::CliError;
+use super::error::{CliError, hint_of_class};
 use super::report::{self, Exit, escaped};
 use super::{print, umount};
 use crate::admission::{Admission, DecidedPolicy, NamedRoot};
 use crate::decided;
+use crate::failure::ErrorClass;
 use crate::filter::{Glob, Selection};
 use crate::metrics::Totals;
 use crate::mountinfo;
@@ -122,7 +123,11 @@ struct Layer {
     state: &'static str,
     fetched: u64,
     error: Option<String>,
+    class: Option<&'static str>,
     retry_at: Option<String>,
+    /// What to do about it, for people.
+    #[serde(skip)]
+    hint: Option<&'static str>,
 }
 
 impl Mount {
@@ -206,7 +211,7 @@ impl Mount {
             _ = writeln!(text, "    not here: the dataset at {}, which lives at {}", escaped(path), escaped(address));
         }
         for layer in &self.layers {
-            let Layer { digest, path, size, state, fetched, error, retry_at, .. } = layer;
+            let Layer { digest, path, size, state, fetched, error, retry_at, hint, .. } = layer;
             let amount = match *state {
                 "fetching" => format!("{} of {}", BinaryBytes(*fetched), BinaryBytes(*size)),
                 _ => BinaryBytes(*size).to_string(),
@@ -215,6 +220,9 @@ impl Mount {
             if let Some(error) = error {
                 let retry = retry_at.as_ref().map(|time| format!(" (again at {time})")).unwrap_or_default();
                 _ = writeln!(text, "              {}", escaped(&format!("{error}{retry}")));
+            }
+            if let Some(hint) = hint {
+                _ = writeln!(text, "              hint: {hint}");
             }
         }
         text
@@ -325,7 +333,7 @@ impl Admitted {
 
 impl Layer {
     fn new(report: LayerReport) -> Self {
-        let LayerReport { digest, media_type, path, size, state, fetched, error, retry_at } = report;
+        let LayerReport { digest, media_type, path, size, state, fetched, error, class, retry_at } = report;
         let state = match state {
             LayerStatus::Absent => "absent",
             LayerStatus::Waiting => "waiting",
@@ -333,7 +341,8 @@ impl Layer {
             LayerStatus::Cached => "cached",
             LayerStatus::Failed => "failed",
         };
-        Self { digest: digest.to_string(), media_type, path, size, state, fetched, error, retry_at }
+        let (hint, class) = (class.and_then(hint_of_class), class.map(ErrorClass::code));
+        Self { digest: digest.to_string(), media_type, path, size, state, fetched, error, class, retry_at, hint }
     }
 }
 
@@ -396,6 +405,7 @@ mod tests {
             state: LayerStatus::Failed,
             fetched: 23,
             error: Some("it\nbroke".into()),
+            class: Some(ErrorClass::Disk(libc::ENOSPC)),
             retry_at: Some("2026-11-24T10:01:00Z".into()),
         };
         let totals = Totals {
@@ -471,7 +481,7 @@ mod tests {
                 },
                 "layers": [{
                     "digest": digest, "media_type": "x/\u{1b}[31my", "path": "model\u{202e}", "size": 123, "state": "failed",
-                    "fetched": 23, "error": "it\nbroke", "retry_at": "2026-11-24T10:01:00Z",
+                    "fetched": 23, "error": "it\nbroke", "class": "disk", "retry_at": "2026-11-24T10:01:00Z",
                 }],
             }]})
         );
@@ -510,5 +520,6 @@ mod tests {
         assert!(text.contains(&format!("trust root trusted-root@{} of the host", sha256("root"))), "{text}");
         assert!(text.contains("warning: a policy only warns\\u{202e}") && text.contains("audit      /var/log/kitfs.jsonl"), "{text}");
         assert!(text.contains("model\\u{202e}") && text.contains("it\\nbroke (again at 2026-11-24T10:01:00Z)"), "{text}");
+        assert!(text.contains("hint: make room: `kitfs cache prune"), "{text}");
     }
 }

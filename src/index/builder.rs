@@ -13,9 +13,11 @@ use memmap2::Mmap;
 use sha2::Digest as _;
 
 use super::format::{BLOCK, DATA, DataRecord, HEADER, Header, Layout, RECORD, Record, kind_number, kind_of, place_numbers, place_of};
+use super::reader::populate;
 use super::{FileFacts, IndexError, Kind, NewEntry, Place, Stored};
 use crate::limits::LAYER_ENTRIES;
 use crate::path::RelPath;
+use crate::rehearsal::step;
 
 /// Mode of a folder that only follows from the name of something in it.
 const IMPLIED_MODE: u16 = 0o755;
@@ -75,13 +77,16 @@ impl IndexBuilder {
     /// Checks that the entries make one tree and writes the index to `out`, an empty file open for reading and writing. `facts` is asked
     /// once for each data file, in the order of the stream, what `fstat` says of it.
     pub fn finish(self, out: &File, stored: &Stored, facts: &mut dyn FnMut(u32) -> io::Result<FileFacts>) -> Result<(), IndexError> {
+        step("write:scratch").map_err(|source| IndexError::Io { what: "cannot write the scratch file of the index", source })?;
         let scratch = self
             .scratch
             .into_inner()
             .map_err(|error| IndexError::Io { what: "cannot write the scratch file of the index", source: error.into_error() })?;
+        let unmapped = |source| IndexError::Io { what: "cannot map the scratch file of the index", source };
+        step("map:scratch").map_err(unmapped)?;
         // SAFETY: The file is the builder's own, nobody else writes or cuts it, and it lives as long as the map.
-        let map =
-            unsafe { Mmap::map(&scratch) }.map_err(|source| IndexError::Io { what: "cannot map the scratch file of the index", source })?;
+        let map = unsafe { Mmap::map(&scratch) }.map_err(unmapped)?;
+        populate(&map, &(0..self.written))?;
         let scratch = Scratch { map: &map, end: self.written };
         let order = scratch.sorted(self.entries)?;
 
@@ -468,6 +473,7 @@ impl Lane {
     }
 
     fn flush(&mut self, out: &File) -> Result<(), IndexError> {
+        step("write:new-index").map_err(writing)?;
         out.write_all_at(&self.bytes, self.at).map_err(writing)?;
         self.at = self.end();
         self.bytes.clear();
@@ -478,15 +484,21 @@ impl Lane {
 /// Reads back what was written for the checksums over it, and writes them and the header.
 fn seal(out: &File, layout: &Layout, header: &mut Header) -> Result<(), IndexError> {
     // The padding after the names may be all that is left unwritten at the end.
+    step("truncate:new-index").map_err(writing)?;
     out.set_len(layout.checksums.end).map_err(writing)?;
+    let unmapped = |source| IndexError::Io { what: "cannot map the index", source };
+    step("map:new-index").map_err(unmapped)?;
     // SAFETY: The file is the builder's own until it is finished: nobody else writes or cuts it, and here it is written only when the map
     // is gone.
-    let map = unsafe { Mmap::map(out) }.map_err(|source| IndexError::Io { what: "cannot map the index", source })?;
+    let map = unsafe { Mmap::map(out) }.map_err(unmapped)?;
+    populate(&map, &(0..layout.checksums.end))?;
     let part = |range: &Range<u64>| map.get(range.start as usize..range.end as usize).unwrap_or_default();
     header.table_checksum = table_checksum(part(&layout.entries), part(&layout.names))?;
     let checksums: Vec<u8> = part(&layout.checked).chunks(BLOCK as usize).flat_map(|block| crc32fast::hash(block).to_le_bytes()).collect();
     drop(map);
+    step("write:index-checksums").map_err(writing)?;
     out.write_all_at(&checksums, layout.checksums.start).map_err(writing)?;
+    step("write:index-header").map_err(writing)?;
     out.write_all_at(&header.encode(), 0).map_err(writing)
 }
 

@@ -3,17 +3,19 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{self, AtomicU64};
+use std::sync::atomic::{self, AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 
-use super::format::{BLOCK, DATA, DataRecord, Header, Layout, RECORD, Record};
+use super::format::{BLOCK, DATA, DataRecord, HEADER, Header, Layout, RECORD, Record};
 use super::{Entry, FileFacts, IndexError, Kind, Segment};
 use crate::digest::Digest;
 use crate::limits::{LAYER_ENTRIES, PATH_DEPTH};
 use crate::path::{RelPath, is_component};
+use crate::rehearsal::step;
 
 /// A mapped index. Clones share the mapping.
 #[derive(Clone)]
@@ -25,15 +27,22 @@ struct Mapped {
     layout: Layout,
     /// One bit for each block whose checksum was found right.
     checked: Box<[AtomicU64]>,
+    /// Some of it could not be read, or was not what had been written.
+    failing: AtomicBool,
+    /// What says the same, and is read in its place since then.
+    renewed: OnceLock<Index>,
 }
 
 impl Index {
     /// Maps `file` as the index of the layer `expect`.
     pub fn map(file: &File, expect: &Digest) -> Result<Self, IndexError> {
+        let unmapped = |source| IndexError::Io { what: "cannot map the index", source };
+        step("map:index").map_err(unmapped)?;
         // SAFETY: The map is only sound as long as nobody changes the file. Files of the store are never written once they are in place,
         // replacements come by rename; who else may write there is the cache's owner, against whom kitfs does not defend. All that is read
         // from the map are bytes, copied or compared before they are used, and every number that comes out of them is checked at each use.
-        let map = unsafe { Mmap::map(file) }.map_err(|source| IndexError::Io { what: "cannot map the index", source })?;
+        let map = unsafe { Mmap::map(file) }.map_err(unmapped)?;
+        populate(&map, &(0..HEADER as u64))?;
         let header = Header::decode(&map)?;
         if header.layer != *expect {
             return Err(IndexError::WrongLayer { expected: Box::new(*expect), got: Box::new(header.layer) });
@@ -46,7 +55,18 @@ impl Index {
         }
         let blocks = (layout.checked.end - layout.checked.start).div_ceil(BLOCK);
         let checked = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self(Arc::new(Mapped { map, header, layout, checked })))
+        Ok(Self(Arc::new(Mapped { map, header, layout, checked, failing: AtomicBool::new(false), renewed: OnceLock::new() })))
+    }
+
+    /// From now on reads names and entries from `other`, if some of this one proved unreadable and the two say the same. Whoever has borrowed from this
+    /// one, or has a clone of it, need not know.
+    pub fn renew(&self, other: &Self) {
+        let last = self.0.last();
+        let same = last.header.table_checksum == other.table_checksum() && last.header.entries == other.len();
+        if last.failing.load(atomic::Ordering::Relaxed) && same && !std::ptr::eq(last, &raw const *other.0.last()) {
+            // Another thread may have been faster with one that is as good.
+            let _as_good = last.renewed.set(other.clone());
+        }
     }
 
     /// How many entries there are, the root included.
@@ -254,13 +274,19 @@ impl Iterator for Segments<'_> {
 }
 
 impl Mapped {
+    /// This one, or the one that it was renewed by last.
+    fn last(&self) -> &Self {
+        std::iter::successors(Some(self), |mapped| mapped.renewed.get().map(|next| &*next.0)).last().unwrap_or(self)
+    }
+
     /// A fixed record and what must hold in every index, so that whoever goes on from it needs no checks of his own.
     fn record(&self, rank: u32) -> Result<Record, IndexError> {
         let len = self.header.entries;
         if rank >= len {
             return Err(IndexError::NoEntry { rank, len });
         }
-        let record = Record::decode(self.bytes(&self.layout.entries, u64::from(rank) * RECORD as u64, RECORD as u64)?);
+        let at = self.last();
+        let record = Record::decode(at.bytes(&at.layout.entries, u64::from(rank) * RECORD as u64, RECORD as u64)?);
         record
             .filter(|record| match record.kind {
                 Kind::Folder => record.first_child.checked_add(record.child_count).is_some_and(|end| end <= len),
@@ -272,7 +298,8 @@ impl Mapped {
     }
 
     fn name(&self, rank: u32, record: &Record) -> Result<&[u8], IndexError> {
-        let name = self.bytes(&self.layout.names, u64::from(record.name_offset), u64::from(record.name_length))?;
+        let at = self.last();
+        let name = at.bytes(&at.layout.names, u64::from(record.name_offset), u64::from(record.name_length))?;
         let sound = if rank == 0 { name.is_empty() } else { is_component(name) };
         if sound { Ok(name) } else { Err(damaged(format!("the name of entry {rank} is not possible"))) }
     }
@@ -305,10 +332,15 @@ impl Mapped {
             return Ok(());
         }
         let start = self.layout.checked.start + block * BLOCK;
-        let content = self.slice(start..(start + BLOCK).min(self.layout.checked.end)).ok_or_else(beyond)?;
+        let content = start..(start + BLOCK).min(self.layout.checked.end);
         let at = self.layout.checksums.start + block * 4;
+        for range in [&content, &(at..at + 4)] {
+            populate(&self.map, range).inspect_err(|_| self.failing.store(true, atomic::Ordering::Relaxed))?;
+        }
+        let content = self.slice(content).ok_or_else(beyond)?;
         let stored = self.slice(at..at + 4).and_then(|bytes| bytes.first_chunk()).map(|bytes| u32::from_le_bytes(*bytes));
         if stored != Some(crc32fast::hash(content)) {
+            self.failing.store(true, atomic::Ordering::Relaxed);
             return Err(damaged(format!("the checksum of block {block} does not match")));
         }
         word.fetch_or(bit, atomic::Ordering::Relaxed);
@@ -317,6 +349,21 @@ impl Mapped {
 
     fn slice(&self, range: Range<u64>) -> Option<&[u8]> {
         self.map.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
+    }
+}
+
+/// Has the kernel read a part of a map in, so that a disk that cannot give it is an error here, and not a SIGBUS where it is touched. Pages that are dropped
+/// later can still be that; but not again and again, since whoever is started anew comes by here first.
+pub(super) fn populate(map: &Mmap, range: &Range<u64>) -> Result<(), IndexError> {
+    let end = (range.end as usize).min(map.len());
+    let start = (range.start as usize).min(end);
+    match map.advise_range(Advice::PopulateRead, start, end - start) {
+        // Before Linux 5.14 there is no such thing.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+            Err(IndexError::Io { what: "cannot read the index", source: io::Error::from_raw_os_error(libc::EIO) })
+        }
+        other => other.map_err(|source| IndexError::Io { what: "cannot read the index", source }),
     }
 }
 

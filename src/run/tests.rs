@@ -53,6 +53,7 @@ fn documents_come_back_as_they_were_written() {
         state: LayerStatus::Failed,
         fetched: 7,
         error: Some("stalled".to_owned()),
+        class: None,
         retry_at: Some(now()),
     };
     for _ in 0..2 {

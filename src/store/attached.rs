@@ -97,10 +97,10 @@ pub(super) fn mark_met(store: &Inner, subject: &Digest, manifest: &Digest) -> Re
 pub(super) fn kept(store: &Inner, subject: &Digest) -> Result<Vec<KeptManifest>, StoreError> {
     let name = subject.file_name();
     let Some(file) = store.attached.open(&name)? else { return Ok(Vec::new()) };
+    let what = || format!("reading {}", store.attached.path_of(&name).display());
+    store.attached.step("read", &name).map_err(disk(what()))?;
     let mut text = Vec::new();
-    file.take(limits::ATTACHED_RECORD_BYTES + 1)
-        .read_to_end(&mut text)
-        .map_err(disk(format!("reading {}", store.attached.path_of(&name).display())))?;
+    file.take(limits::ATTACHED_RECORD_BYTES + 1).read_to_end(&mut text).map_err(disk(what()))?;
     let Some(manifests) = decode(&text) else {
         tracing::warn!(%subject, "the record of what is attached to it is damaged");
         return Ok(Vec::new());

@@ -15,6 +15,7 @@ use crate::archive::{NewEntry, Output, SplitError};
 use crate::failure::chain;
 use crate::index::{FileFacts, IndexBuilder};
 use crate::limits;
+use crate::rehearsal::{self, step_on};
 
 /// The name of the file that holds all but the big members.
 pub(super) const PACK: &str = "pack";
@@ -45,17 +46,19 @@ pub(super) fn committed(dir: &Dir, name: &str) -> io::Result<FileFacts> {
     if found.mode == COMMITTED.bits() {
         return Ok(found);
     }
+    dir.step("chmod", name)?;
     rustix::fs::fchmod(&file, COMMITTED)?;
     facts(&file)
 }
 
 /// The part of a stat that must stay as it is.
 pub(super) fn facts_of(stat: &rustix::fs::Stat) -> FileFacts {
+    let (ctime_sec, ctime_nsec) = if rehearsal::is_timeless() { (0, 0) } else { (stat.st_ctime, stat.st_ctime_nsec) };
     FileFacts {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         mode: stat.st_mode & 0o7777,
-        ctime_sec: stat.st_ctime,
-        ctime_nsec: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+        ctime_sec,
+        ctime_nsec: u32::try_from(ctime_nsec).unwrap_or(0),
     }
 }
 
@@ -118,7 +121,9 @@ impl Cut {
                 Some(file) => file,
                 None => dir.create(name)?,
             };
-            rustix::fs::ftruncate(&file, length).map_err(disk(format!("cutting {}", dir.path_of(name).display())))?;
+            let what = || format!("cutting {}", dir.path_of(name).display());
+            dir.step("truncate", name).map_err(disk(what()))?;
+            rustix::fs::ftruncate(&file, length).map_err(disk(what()))?;
             Ok(file)
         };
         let pack = Sink::new(open(PACK, from.pack)?, PACK.into(), from.pack, 0);
@@ -310,6 +315,7 @@ impl Sink {
                     break;
                 }
             }
+            self.step("write")?;
             let wrote = match rustix::io::pwritev(&self.file, slices.get(..filled).unwrap_or_default(), self.written) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(wrote) => wrote,
@@ -343,6 +349,7 @@ impl Sink {
         if count == 0 {
             return Ok(());
         }
+        self.step("reserve")?;
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.reserved, count) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.steps = false,
@@ -352,10 +359,15 @@ impl Sink {
         Ok(())
     }
 
+    fn step(&self, call: &'static str) -> io::Result<()> {
+        step_on(call, || if self.name == PACK { "pack" } else { "data" })
+    }
+
     /// Makes the file what it is for ever, and opens it for reading before its last writer is gone, so that the reader hears of every
     /// write-back error.
     fn close(&mut self, dir: &Dir) -> Result<File, StoreError> {
         let what = || format!("closing {}", dir.path_of(&self.name).display());
+        self.step("chmod").map_err(disk(what()))?;
         rustix::fs::fchmod(&self.file, COMMITTED).map_err(disk(what()))?;
         dir.open(&self.name)?.ok_or_else(|| disk(what())(Errno::NOENT))
     }

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::error::{StoreError, disk};
+use crate::rehearsal;
 
 /// An open directory, with the path it was opened by for messages.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ impl Dir {
 
     /// Opens the directory `name`, made if it is not there; its mode becomes 0700 whatever it was.
     pub(super) fn subdirectory(&self, name: &str, uid: u32) -> Result<Self, StoreError> {
+        self.step("mkdir", name).map_err(self.at("creating", name))?;
         match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(disk(format!("creating {}", self.path_of(name).display()))(error)),
@@ -51,6 +53,7 @@ impl Dir {
 
     /// Opens the directory `name`; `None` if there is none.
     pub(super) fn open_dir(&self, name: &str) -> Result<Option<Self>, StoreError> {
+        self.step("open", name).map_err(self.at("opening", name))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self { fd, path: self.path_of(name) })),
@@ -62,12 +65,14 @@ impl Dir {
     /// Makes the directory `name`, which must not be there, and opens it.
     pub(super) fn create_dir(&self, name: &str) -> Result<Self, StoreError> {
         let what = || format!("creating {}", self.path_of(name).display());
+        self.step("mkdir", name).map_err(self.at("creating", name))?;
         rustix::fs::mkdirat(&self.fd, name, Mode::RWXU).map_err(disk(what()))?;
         self.open_dir(name)?.ok_or_else(|| disk(what())(Errno::NOENT))
     }
 
     /// Makes the file `name`, which must not be there, for reading and writing by us alone.
     pub(super) fn create(&self, name: &str) -> Result<File, StoreError> {
+        self.step("create", name).map_err(self.at("creating", name))?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR).map_err(self.at("creating", name))?;
         Ok(File::from(fd))
@@ -75,16 +80,19 @@ impl Dir {
 
     /// Opens the file `name` for reading; `None` if there is none. Anything but a regular file is an error.
     pub(super) fn open(&self, name: &str) -> Result<Option<File>, StoreError> {
+        self.step("open", name).map_err(self.at("opening", name))?;
         self.open_with(name, OFlags::RDONLY)
     }
 
     /// Opens the file `name` to go on writing it. For files of an ingest that is under way, never for one in its place.
     pub(super) fn open_writable(&self, name: &str) -> Result<Option<File>, StoreError> {
+        self.step("reopen", name).map_err(self.at("opening", name))?;
         self.open_with(name, OFlags::RDWR)
     }
 
     /// Opens a file that is locked or written in place for ever (a lock, a progress record), made if it is not there.
     pub(super) fn lock_file(&self, name: &str) -> Result<File, StoreError> {
+        self.step("open", name).map_err(self.at("opening", name))?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR).map_err(self.at("opening", name))?;
         Ok(File::from(fd))
@@ -106,6 +114,7 @@ impl Dir {
 
     /// What `name` is; `None` if there is no such thing.
     pub(super) fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
+        self.step("stat", name).map_err(self.at("looking at", name))?;
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
@@ -121,11 +130,13 @@ impl Dir {
 
     /// Renames `name` to `to` in `target`, over whatever is there.
     pub(super) fn rename_over(&self, name: &str, target: &Self, to: &str) -> Result<(), StoreError> {
+        target.step("rename", to).map_err(self.at("renaming", name))?;
         rustix::fs::renameat(&self.fd, name, &target.fd, to).map_err(self.at("renaming", name))
     }
 
     /// Renames `name` to `to` in `target`; false if something is there already.
     pub(super) fn rename_new(&self, name: &str, target: &Self, to: &str) -> Result<bool, StoreError> {
+        target.step("rename", to).map_err(self.at("renaming", name))?;
         match rustix::fs::renameat_with(&self.fd, name, &target.fd, to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Ok(false),
@@ -135,6 +146,7 @@ impl Dir {
 
     /// Unlinks the file `name`, if it is there.
     pub(super) fn unlink(&self, name: &str) -> Result<(), StoreError> {
+        self.step("unlink", name).map_err(self.at("removing", name))?;
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(self.at("removing", name)(error)),
@@ -148,6 +160,7 @@ impl Dir {
                 dir.unlink(&file)?;
             }
         }
+        self.step("rmdir", name).map_err(self.at("removing", name))?;
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(self.at("removing", name)(error)),
@@ -157,6 +170,7 @@ impl Dir {
     /// The names in the directory; those that are not UTF-8 are not ours and left out.
     pub(super) fn list(&self) -> Result<Vec<String>, StoreError> {
         let what = || format!("listing {}", self.path.display());
+        self.step_here("list").map_err(disk(what()))?;
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.fd).map_err(disk(what()))? {
             let name = OsString::from_vec(entry.map_err(disk(what()))?.file_name().to_bytes().to_vec());
@@ -172,7 +186,16 @@ impl Dir {
 
     /// Makes the names in the directory durable.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        rustix::fs::fsync(&self.fd).map_err(disk(format!("syncing {}", self.path.display())))
+        let what = || format!("syncing {}", self.path.display());
+        self.step_here("sync").map_err(disk(what()))?;
+        fsync(&self.fd).map_err(disk(what()))
+    }
+
+    /// Makes what is in `file` durable, which is `name` here.
+    pub(super) fn sync_file(&self, name: &str, file: &File) -> Result<(), StoreError> {
+        let what = || format!("syncing {}", self.path_of(name).display());
+        self.step("sync", name).map_err(disk(what()))?;
+        fsync(file).map_err(disk(what()))
     }
 
     /// The path that the directory was opened by. It may have been renamed since.
@@ -208,8 +231,74 @@ impl Dir {
         Ok(stat)
     }
 
+    /// Comes by a step that is done with the file `name`, here or by who has it open.
+    pub(super) fn step(&self, call: &'static str, name: &str) -> io::Result<()> {
+        rehearsal::step_on(call, || what(&self.path, name))
+    }
+
+    fn step_here(&self, call: &'static str) -> io::Result<()> {
+        rehearsal::step_on(call, || what_directory(&self.path))
+    }
+
     fn at<E: Into<io::Error>>(&self, what: &str, name: &str) -> impl FnOnce(E) -> StoreError {
         disk(format!("{what} {}", self.path_of(name).display()))
+    }
+}
+
+/// Makes what is behind a descriptor durable.
+pub(super) fn fsync(file: impl AsFd) -> io::Result<()> {
+    rustix::fs::fsync(&file)?;
+    rehearsal::synced(file);
+    Ok(())
+}
+
+/// What the file or directory `name` in `folder` is to the store, for the names of steps.
+fn what(folder: &Path, name: &str) -> &'static str {
+    let folder = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    match (folder, name) {
+        ("v1", _) | (_, "v1") => "shelf",
+        ("locks", "evict") => "evict-lock",
+        ("locks", "attached") => "attached-lock",
+        ("locks", _) if name.ends_with(".use") => "use-lock",
+        ("locks", _) => "ingest-lock",
+        ("index", _) => "index",
+        ("layers", _) => "layer",
+        ("trash", _) => "trash",
+        ("pinned", _) => "pin",
+        ("blobs", _) => "document",
+        ("references", _) => "reference",
+        ("attached", _) => "attached",
+        ("ingest", _) if name.starts_with("document.") => "new-document",
+        ("ingest", _) if name.starts_with("probe.") => "probe",
+        ("ingest", _) => "ingest",
+        (_, "lock") => "decision-lock",
+        (_, "limit") => "limit",
+        (_, "pack") => "pack",
+        (_, "index") => "new-index",
+        (_, "scratch") => "scratch",
+        (_, "begun") => "begun",
+        (_, "visible") => "visible",
+        (_, "durable") => "durable",
+        _ if folder.starts_with("probe.") => "probe",
+        _ if name.starts_with("limit.") => "new-limit",
+        _ if name.ends_with(".data") => "data",
+        _ => "other",
+    }
+}
+
+/// The same for a directory itself.
+fn what_directory(path: &Path) -> &'static str {
+    match path.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
+        "locks" => "locks",
+        "index" => "indexes",
+        "layers" => "layers",
+        "trash" => "trash",
+        "pinned" => "pins",
+        "blobs" => "documents",
+        "references" => "references",
+        "attached" => "attached",
+        "ingest" => "ingests",
+        _ => "layer",
     }
 }
 

@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use super::cut::COMMITTED;
-use super::dir::Dir;
+use super::dir::{Dir, fsync};
 use super::error::{StoreError, disk};
 use super::stale;
 use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::failure::chain;
 use crate::limits;
+use crate::rehearsal::step;
 use crate::verify::{Unverified, Verified};
 
 /// How old the time of a document's last use may be before it is written down anew.
@@ -54,6 +55,7 @@ pub(super) fn get(store: &Inner, descriptor: &Descriptor) -> Result<Option<Verif
     if metadata.modified().is_ok_and(|used| used.elapsed().is_ok_and(|since| since >= USE_NOTED)) {
         let _older_than_it_is = file.set_modified(SystemTime::now());
     }
+    store.blobs.step("read", &name).map_err(disk(what()))?;
     let mut bytes = Vec::new();
     if length == descriptor.size {
         (&file).take(length).read_to_end(&mut bytes).map_err(disk(what()))?;
@@ -104,10 +106,10 @@ pub(super) fn remembered_as(store: &Inner, name: &str) -> Result<Option<Digest>,
 
 fn record(store: &Inner, name: &str) -> Result<Option<Remembered>, StoreError> {
     let Some(file) = store.references.open(name)? else { return Ok(None) };
+    let what = || format!("reading {}", store.references.path_of(name).display());
+    store.references.step("read", name).map_err(disk(what()))?;
     let mut text = Vec::new();
-    file.take(limits::RECORD_BYTES)
-        .read_to_end(&mut text)
-        .map_err(disk(format!("reading {}", store.references.path_of(name).display())))?;
+    file.take(limits::RECORD_BYTES).read_to_end(&mut text).map_err(disk(what()))?;
     // A damaged record is none.
     Ok(serde_json::from_slice(&text).ok())
 }
@@ -119,7 +121,8 @@ pub(super) fn sync(store: &Inner) -> Result<(), StoreError> {
         return Ok(());
     }
     for file in files {
-        rustix::fs::fsync(&file).map_err(disk("syncing a document"))?;
+        step("sync:document").map_err(disk("syncing a document"))?;
+        fsync(&file).map_err(disk("syncing a document"))?;
     }
     store.blobs.sync()?;
     store.attached.sync()?;
@@ -150,7 +153,9 @@ pub(super) fn write(store: &Inner, dir: &Dir, name: &str, bytes: &[u8]) -> Resul
 fn write_as(dir: &Dir, name: &str, bytes: &[u8]) -> Result<File, StoreError> {
     let what = || format!("writing {}", dir.path_of(name).display());
     let mut file = dir.create(name)?;
+    dir.step("write", name).map_err(disk(what()))?;
     file.write_all(bytes).map_err(disk(what()))?;
+    dir.step("chmod", name).map_err(disk(what()))?;
     rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what()))?;
     // Opened before the writer is closed, so that the sync hears of every error.
     dir.open(name)?.ok_or_else(|| disk(what())(rustix::io::Errno::NOENT))

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::Inner;
 use super::cut::COMMITTED;
-use super::dir::Dir;
+use super::dir::{Dir, fsync};
 use super::error::{StoreError, disk};
 use super::layer::VerifiedLayer;
 use super::locks::{IngestLock, try_lock};
@@ -24,6 +24,7 @@ use super::recheck::{self, Found};
 use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits;
+use crate::rehearsal::{point, step};
 use crate::verify::Mismatch;
 
 /// What is to be synced, and by whom.
@@ -59,6 +60,7 @@ pub(super) fn start(job: Job) {
 }
 
 fn run(job: &Job) -> Result<(), StoreError> {
+    point("durable:begin");
     let synced = match &job.how {
         How::Kept(files) => sync_files(files, &job.dir),
         How::Reread => reread(&job.store, &job.spec, &job.dir),
@@ -84,7 +86,9 @@ fn report(job: &Job, error: StoreError) {
 
 fn sync_files(files: &[File], dir: &Dir) -> Result<(), StoreError> {
     for file in files {
-        rustix::fs::fsync(file).map_err(disk(format!("syncing a file in {}", dir.path().display())))?;
+        let what = || format!("syncing a file in {}", dir.path().display());
+        step("sync:stored").map_err(disk(what()))?;
+        fsync(file).map_err(disk(what()))?;
     }
     Ok(())
 }
@@ -93,7 +97,7 @@ fn sync_files(files: &[File], dir: &Dir) -> Result<(), StoreError> {
 pub(super) fn sync_and_drop(dir: &Dir) -> Result<(), StoreError> {
     for name in dir.list()? {
         if let Some(file) = dir.open(&name)? {
-            rustix::fs::fsync(&file).map_err(disk(format!("syncing {}", dir.path_of(&name).display())))?;
+            dir.sync_file(&name, &file)?;
             // Pages that are mapped stay; it is asked for, not relied on.
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
         }
@@ -116,14 +120,13 @@ fn may_have_cost_bytes(error: &StoreError) -> bool {
 
 /// Makes the names durable, and then says so. The files are synced.
 pub(super) fn record(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), StoreError> {
-    let what = |name: &str| format!("syncing {}", dir.path_of(name).display());
     if let Some(visible) = dir.open(VISIBLE)? {
-        rustix::fs::fsync(&visible).map_err(disk(what(VISIBLE)))?;
+        dir.sync_file(VISIBLE, &visible)?;
     }
     dir.sync()?;
     let name = spec.key().file_name();
     if let Some(index) = store.index.open(&name)? {
-        rustix::fs::fsync(&index).map_err(disk(format!("syncing {}", store.index.path_of(&name).display())))?;
+        store.index.sync_file(&name, &index)?;
     }
     store.index.sync()?;
     store.layers.sync()?;
@@ -133,8 +136,10 @@ pub(super) fn record(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), S
             Err(error) if matches!(error.class(), ErrorClass::Disk(libc::EEXIST)) => dir.open(DURABLE)?.ok_or(error)?,
             created => created?,
         };
-        rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what(DURABLE)))?;
-        rustix::fs::fsync(&file).map_err(disk(what(DURABLE)))?;
+        let what = || format!("setting the mode of {}", dir.path_of(DURABLE).display());
+        dir.step("chmod", DURABLE).map_err(disk(what()))?;
+        rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what()))?;
+        dir.sync_file(DURABLE, &file)?;
         dir.sync()?;
     }
     Ok(())
@@ -150,11 +155,12 @@ pub(super) fn wait(store: &Arc<Inner>, layer: &VerifiedLayer) -> Result<(), Stor
             return Ok(());
         }
         if !store.layers.names(&layer.file_name(), dir)? {
-            let reason = "the layer was withdrawn before it was synced".to_owned();
-            return Err(StoreError::Doubtful { layer: layer.digest, file: DURABLE.into(), reason });
+            // By whoever synced it, who has said which error that was.
+            return Err(disk(format!("syncing layer {}, which was withdrawn", layer.digest))(Errno::IO));
         }
         let visible = dir.open(VISIBLE)?.ok_or_else(|| disk(format!("opening {}", dir.path_of(VISIBLE).display()))(Errno::NOENT))?;
-        let free = try_lock(&visible, FlockOperation::NonBlockingLockExclusive).map_err(disk("locking `visible`"))?;
+        let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", dir.path_of(VISIBLE).display())))?;
         // Whoever had the lock may have been done in between.
         if (free && dir.stat(DURABLE)?.is_none()) || begin.elapsed().as_secs() >= limits::SYNC_WAIT_SECONDS {
             let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());

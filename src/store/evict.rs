@@ -23,6 +23,7 @@ use super::recall::{DURABLE, VISIBLE};
 use crate::failure::chain;
 use crate::layer::LayerKey;
 use crate::limits;
+use crate::rehearsal::{point, step};
 
 /// A layer of the cache, for whoever looks after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,7 +201,9 @@ fn free(filesystem: &StatVfs) -> Option<u64> {
 }
 
 fn filesystem(top: &Dir) -> Result<StatVfs, StoreError> {
-    rustix::fs::fstatvfs(top).map_err(disk(format!("looking at the filesystem of {}", top.path().display())))
+    let what = || format!("looking at the filesystem of {}", top.path().display());
+    step("statfs:cache").map_err(disk(what()))?;
+    rustix::fs::fstatvfs(top).map_err(disk(what()))
 }
 
 fn survey(store: &Inner, claim: &Claim) -> Result<Survey, StoreError> {
@@ -260,7 +263,8 @@ fn allocated(dir: &Dir) -> Result<u64, StoreError> {
 fn is_unsettled(dir: &Dir) -> Result<bool, StoreError> {
     let Some(visible) = dir.open(VISIBLE)? else { return Ok(false) };
     // Shared and for a moment: whoever wants to sync it tries again later.
-    let free = try_lock(&visible, FlockOperation::NonBlockingLockShared).map_err(disk("locking `visible`"))?;
+    let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockShared)
+        .map_err(disk(format!("locking {}", dir.path_of(VISIBLE).display())))?;
     Ok(!free)
 }
 
@@ -288,6 +292,7 @@ fn victims(store: &Inner, survey: &Survey, over: u64, short: u64) -> Result<Vec<
 
 /// Takes the victims out of their places, and then removes them.
 fn remove(store: &Inner, victims: Vec<Victim>) -> Result<Evicted, StoreError> {
+    point("evict:chosen");
     let mut evicted = Evicted::default();
     let mut trash = Vec::new();
     {
@@ -313,6 +318,7 @@ fn remove(store: &Inner, victims: Vec<Victim>) -> Result<Evicted, StoreError> {
     }
     store.evicted_layers.fetch_add(evicted.layers, Ordering::Relaxed);
     store.evicted_bytes.fetch_add(evicted.bytes, Ordering::Relaxed);
+    point("evict:away");
     for one in trash {
         match one {
             Ok(away) => store.trash.remove_tree(&away)?,

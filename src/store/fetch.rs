@@ -22,6 +22,7 @@ use super::work::WorkDir;
 use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
 use crate::limits;
+use crate::rehearsal::point;
 use crate::source::Source;
 
 /// See [`super::Store::prefetch`].
@@ -101,6 +102,7 @@ fn work(
     if let Recall::Ready(layer) = recall(store, spec)? {
         return Ok(layer);
     }
+    point("fetch:mine");
     let mut reporter = Reporter::begin(lock, source.name(), spec.descriptor.size, Activity::Fetching);
     let outcome = rounds(store, spec, source, runtime, &mut reporter, evict);
     reporter.end(&outcome);
@@ -276,9 +278,12 @@ fn stream(
             let next = runtime.block_on(async { tokio::time::timeout(tick, blob.next()).await });
             match next {
                 Ok(None) => break,
-                Ok(Some(Ok(chunk))) => ingest.write(chunk, &mut |seen| {
-                    reporter.tick(seen);
-                })?,
+                Ok(Some(Ok(chunk))) => {
+                    point("fetch:chunk");
+                    ingest.write(chunk, &mut |seen| {
+                        reporter.tick(seen);
+                    })?;
+                }
                 Ok(Some(Err(error))) => {
                     ingest.suspend();
                     return Err(StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(error) });

@@ -9,6 +9,8 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
 use crate::failure::{ErrorClass, chain};
+use crate::limits;
+use crate::rehearsal;
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
 const UNSUITABLE: [(u32, &str); 9] = [
@@ -26,7 +28,10 @@ const FUSE: u32 = 0x6573_5546;
 
 /// The id of this boot; `None` if the kernel does not tell.
 pub(super) fn boot_id() -> Option<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let id = match rehearsal::boot() {
+        Some(id) => id,
+        None => fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?,
+    };
     let id = id.trim();
     (!id.is_empty()).then(|| id.to_owned())
 }
@@ -67,23 +72,40 @@ pub(super) fn mount_type(dir: &Dir) -> Option<String> {
 }
 
 /// What the start-up probe found out.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Abilities {
     /// Space can be reserved ahead. Without it a full disk is only noticed when it is full.
     pub(super) fallocate: bool,
+    /// Nothing can be written there now.
+    pub(super) trouble: Option<StoreError>,
 }
 
 /// Tries what the store stands on, in a directory of its own below `dir`: locks that two descriptors contend for, a rename that does not
 /// replace.
 pub(super) fn probe(dir: &Dir) -> Result<Abilities, StoreError> {
-    let name = format!("probe.{:016x}", fastrand::u64(..));
-    let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
-    dir.remove_tree(&name)?;
-    match outcome {
-        // What is in a full cache can still be read, and it was probed when it was empty.
-        Err(error) if matches!(error.class(), ErrorClass::Disk(libc::ENOSPC | libc::EDQUOT)) => Ok(Abilities { fallocate: true }),
-        other => other,
+    let mut attempts = 1;
+    loop {
+        let name = format!("probe.{:016x}", fastrand::u64(..));
+        let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
+        let removed = dir.remove_tree(&name);
+        match outcome.and_then(|abilities| removed.map(|()| abilities)) {
+            Err(error) if is_swept(&error) && attempts < limits::WORK_DIRECTORY_ATTEMPTS => attempts += 1,
+            Err(error) if passes(error.class()) => return Ok(Abilities { fallocate: true, trouble: Some(error) }),
+            other => return other,
+        }
     }
+}
+
+/// Whoever sweeps at the same time took the directory for something left behind.
+fn is_swept(error: &StoreError) -> bool {
+    error.class() == ErrorClass::Disk(libc::ENOENT)
+}
+
+/// True for what is no trait of a filesystem, but how it is now. What is in a cache that is full, was made read-only or has run out of descriptors can still be
+/// read, by a worker that begins only now as well; it was probed when it was well.
+fn passes(class: ErrorClass) -> bool {
+    use libc::{EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS};
+    matches!(class, ErrorClass::Disk(ENOSPC | EDQUOT | EROFS | EIO | EMFILE | ENFILE | ENOMEM))
 }
 
 fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
@@ -95,11 +117,13 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
         Err(Errno::WOULDBLOCK) => {}
         other => return Err(unsuitable(format!("flock does not exclude: {other:?}"))),
     }
+    place.step("write", "a").map_err(disk(format!("writing {}", place.path_of("a").display())))?;
     first.write_all_at(b"probe", 0).map_err(disk(format!("writing {}", place.path_of("a").display())))?;
     drop(place.create("b")?);
     match place.rename_new("a", place, "b") {
         Ok(false) => {}
         Ok(true) => return Err(unsuitable("a rename replaces although it must not".into())),
+        Err(error) if passes(error.class()) || is_swept(&error) => return Err(error),
         Err(error) => return Err(unsuitable(format!("a rename that does not replace fails: {}", chain(&error)))),
     }
     let fallocate = match rustix::fs::fallocate(&first, FallocateFlags::KEEP_SIZE, 0, 8192) {
@@ -107,7 +131,7 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => false,
         Err(error) => return Err(disk(format!("reserving space in {}", place.path().display()))(error)),
     };
-    Ok(Abilities { fallocate })
+    Ok(Abilities { fallocate, trouble: None })
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use crate::index::{Index, Stored};
 use crate::inflate::{Inflate, InflateError};
 use crate::layer::{Archive, Compression, LayerKey, LayerSpec};
 use crate::limits;
+use crate::rehearsal::point;
 use crate::verify::{Check, HashThread, Matched, Unverified};
 
 /// A layer that is being stored.
@@ -133,6 +134,7 @@ impl<'store> Ingest<'store> {
 
     /// Leaves what was written for somebody to go on with, if that is possible.
     pub(super) fn suspend(mut self) {
+        point("ingest:suspend");
         if matches!(self.pipe, Pipe::Plain) && self.defect.is_none() && self.check.seen() > 0 && self.cut.flush().is_ok() {
             self.work.keep();
         }
@@ -142,6 +144,7 @@ impl<'store> Ingest<'store> {
     pub(super) fn commit(self) -> Result<Option<VerifiedLayer>, StoreError> {
         let Self { store, spec, check, pipe, splitter, mut cut, stream_size, defect, mut work } = self;
         let layer = spec.descriptor.digest;
+        point("ingest:end");
         let matched = check.finish().map_err(|mismatch| StoreError::content(layer, mismatch))?;
         // From here on the bytes are the layer's, and so is what is wrong with them.
         if let Some(defect) = defect {
@@ -172,6 +175,7 @@ impl<'store> Ingest<'store> {
         builder
             .finish(&index, &stored, &mut |ordinal| committed(&dir, &data_name(ordinal)))
             .map_err(|error| if error.is_refusal() { refused(&layer, error) } else { not_refused(&what(), &error) })?;
+        dir.step("chmod", "index").map_err(disk(what()))?;
         rustix::fs::fchmod(&index, COMMITTED).map_err(disk(what()))?;
         let index_file = reopen(&dir, "index")?;
         drop(index);
@@ -182,6 +186,7 @@ impl<'store> Ingest<'store> {
         if !place(store, &spec.key(), &mut work, matched)? {
             return Ok(None);
         }
+        point("ingest:placed");
         let how = kept.map_or(How::Reread, How::Kept);
         let in_place = || {
             let fd = dir.duplicate().map_err(disk("keeping a layer's directory open"))?;
@@ -283,10 +288,12 @@ fn write_visible(store: &Inner, dir: &Dir, content: Digest) -> Result<File, Stor
     let what = || format!("writing {}", dir.path_of(VISIBLE).display());
     let mut file = dir.create(VISIBLE)?;
     let text = Visible { boot: store.boot.clone(), content }.encode();
+    dir.step("write", VISIBLE).map_err(disk(what()))?;
     file.write_all(text.as_bytes()).map_err(disk(what()))?;
+    dir.step("chmod", VISIBLE).map_err(disk(what()))?;
     rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what()))?;
     let file = reopen(dir, VISIBLE)?;
-    try_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(disk(what()))?;
+    try_lock(&file, "visible", FlockOperation::NonBlockingLockExclusive).map_err(disk(what()))?;
     Ok(file)
 }
 

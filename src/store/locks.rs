@@ -16,9 +16,11 @@ use super::dir::Dir;
 use super::error::{StoreError, disk};
 use crate::layer::LayerKey;
 use crate::limits;
+use crate::rehearsal::{step, step_on};
 
-/// Takes `operation` (a non-blocking one) on `file`; false if somebody else is in the way.
-pub(super) fn try_lock(file: impl AsFd, operation: FlockOperation) -> io::Result<bool> {
+/// Takes `operation` (a non-blocking one) on `file`, which is a `name` to tests; false if somebody else is in the way.
+pub(super) fn try_lock(file: impl AsFd, name: &'static str, operation: FlockOperation) -> io::Result<bool> {
+    step_on("lock", || name)?;
     match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
@@ -27,9 +29,9 @@ pub(super) fn try_lock(file: impl AsFd, operation: FlockOperation) -> io::Result
 }
 
 /// Waits for a lock. One that is held for longer than `limit` seconds is held by somebody who is stopped.
-fn wait_for(file: &File, operation: FlockOperation, layer: &str, what: &str, limit: u64) -> Result<(), StoreError> {
+fn wait_for(file: &File, name: &'static str, operation: FlockOperation, layer: &str, what: &str, limit: u64) -> Result<(), StoreError> {
     let begin = Instant::now();
-    while !try_lock(file, operation).map_err(disk(format!("locking {what}")))? {
+    while !try_lock(file, name, operation).map_err(disk(format!("locking {what}")))? {
         if begin.elapsed().as_secs() >= limit {
             let seconds = begin.elapsed().as_secs();
             return Err(StoreError::Silent { layer: layer.to_owned(), what: what.to_owned(), seconds });
@@ -49,7 +51,14 @@ impl DecisionLock {
     /// Takes the lock of the cache below `top`.
     pub(super) fn take(top: &Dir) -> Result<Self, StoreError> {
         let file = top.lock_file("lock")?;
-        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of the cache", limits::DECISION_SECONDS)?;
+        wait_for(
+            &file,
+            "decision",
+            FlockOperation::NonBlockingLockExclusive,
+            "(any)",
+            &format!("the lock of the cache ({})", top.path_of("lock").display()),
+            limits::DECISION_SECONDS,
+        )?;
         Ok(Self { _file: file })
     }
 }
@@ -64,7 +73,14 @@ impl EvictLock {
     /// Takes the lock of the cache's `locks`.
     pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
         let file = locks.lock_file("evict")?;
-        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of whoever makes room", limits::EVICT_SECONDS)?;
+        wait_for(
+            &file,
+            "evict",
+            FlockOperation::NonBlockingLockExclusive,
+            "(any)",
+            &format!("the lock of whoever makes room ({})", locks.path_of("evict").display()),
+            limits::EVICT_SECONDS,
+        )?;
         Ok(Self { _file: file })
     }
 }
@@ -79,7 +95,14 @@ impl RecordLock {
     /// Takes the lock, which is made if it is not there. It is held for a small file at a time.
     pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
         let file = locks.lock_file("attached")?;
-        wait_for(&file, FlockOperation::NonBlockingLockExclusive, "(any)", "the lock of what is attached", limits::DECISION_SECONDS)?;
+        wait_for(
+            &file,
+            "attached",
+            FlockOperation::NonBlockingLockExclusive,
+            "(any)",
+            &format!("the lock of what is attached ({})", locks.path_of("attached").display()),
+            limits::DECISION_SECONDS,
+        )?;
         Ok(Self { _file: file })
     }
 }
@@ -93,7 +116,8 @@ impl UseLock {
     pub(super) fn existing(locks: &Dir, layer: &LayerKey) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer);
         let Some(file) = locks.open(&name)? else { return Ok(None) };
-        let taken = try_lock(&file, FlockOperation::NonBlockingLockShared).map_err(disk(format!("locking {name}")))?;
+        let taken = try_lock(&file, "use", FlockOperation::NonBlockingLockShared)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
         Ok(taken.then(|| Self::used(file.into())))
     }
 
@@ -101,13 +125,18 @@ impl UseLock {
     pub(super) fn exclusive(locks: &Dir, layer: &LayerKey) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer);
         let file = locks.lock_file(&name)?;
-        let taken = try_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
+        let taken = try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
         Ok(taken.then(|| Self(file.into())))
     }
 
     /// True if somebody uses the layer. The lock is taken for a moment, which at worst makes another one look once more.
     pub(super) fn is_held(locks: &Dir, layer: &LayerKey) -> Result<bool, StoreError> {
-        Ok(Self::exclusive(locks, layer)?.is_none())
+        let name = Self::name(layer);
+        // Not made for it: it can be asked where nothing can be written, too.
+        let Some(file) = locks.open(&name)? else { return Ok(false) };
+        Ok(!try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?)
     }
 
     /// When the layer was last opened or closed: the time of the lock file. Long ago if nothing tells.
@@ -119,6 +148,9 @@ impl UseLock {
 
     /// Notes that the layer was used so long ago, and not since. A time that cannot be set makes it look older than it is, no more.
     pub(super) fn touch(&self, ago: Duration) {
+        if step("touch:use-lock").is_err() {
+            return;
+        }
         let then = SystemTime::now().checked_sub(ago).and_then(|then| then.duration_since(UNIX_EPOCH).ok());
         let then = match then.map(|then| (i64::try_from(then.as_secs()), then.subsec_nanos())) {
             Some((Ok(seconds), nanoseconds)) if !ago.is_zero() => {
@@ -142,7 +174,14 @@ impl UseLock {
     /// Takes the lock, which is made if it is not there.
     pub(super) fn take(locks: &Dir, layer: &LayerKey) -> Result<Self, StoreError> {
         let file = locks.lock_file(&Self::name(layer))?;
-        wait_for(&file, FlockOperation::NonBlockingLockShared, &layer.to_string(), "the use lock", limits::DECISION_SECONDS)?;
+        wait_for(
+            &file,
+            "use",
+            FlockOperation::NonBlockingLockShared,
+            &layer.to_string(),
+            &format!("the use lock ({})", locks.path_of(&Self::name(layer)).display()),
+            limits::DECISION_SECONDS,
+        )?;
         Ok(Self::used(file.into()))
     }
 
@@ -173,7 +212,8 @@ impl IngestLock {
     pub(super) fn attempt(locks: &Dir, layer: &LayerKey, place: usize) -> Result<Option<Self>, StoreError> {
         let name = Self::name(layer, place);
         let file = locks.lock_file(&name)?;
-        let taken = try_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(disk(format!("locking {name}")))?;
+        let taken = try_lock(&file, "ingest-lock", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
         Ok(taken.then_some(Self { file }))
     }
 
@@ -184,7 +224,7 @@ impl IngestLock {
 
     /// True if somebody holds the lock. It is taken shared for a moment, which at worst makes another one look once more.
     pub(super) fn held(file: &File) -> bool {
-        match try_lock(file, FlockOperation::NonBlockingLockShared) {
+        match try_lock(file, "look-ingest-lock", FlockOperation::NonBlockingLockShared) {
             Ok(taken) => {
                 if taken {
                     let _ = rustix::fs::flock(file, FlockOperation::Unlock);

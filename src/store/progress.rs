@@ -14,6 +14,7 @@ use super::error::StoreError;
 use super::locks::IngestLock;
 use crate::failure::{ErrorClass, chain};
 use crate::limits;
+use crate::rehearsal::step;
 
 /// How far the work on a layer is, or how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,7 @@ pub(super) struct Fault {
 impl Record {
     /// Reads the record of a lock file; `None` if there is no valid one.
     pub(super) fn read(file: &File) -> Option<Self> {
+        step("read:progress").ok()?;
         // Twice: a record that is being written while we read has a wrong checksum, and is whole a moment later.
         (0..2).find_map(|_| {
             let mut bytes = vec![0; limits::PROGRESS_BYTES];
@@ -212,7 +214,9 @@ impl<'lock> Reporter<'lock> {
         self.record.tick += 1;
         self.record.at = seconds_of(SystemTime::now());
         self.written = Instant::now();
-        if let Some(bytes) = self.record.encode() {
+        if let Some(bytes) = self.record.encode()
+            && step("write:progress").is_ok()
+        {
             let _ = self.lock.file().write_all_at(&bytes, 0);
         }
     }

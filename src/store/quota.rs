@@ -87,7 +87,7 @@ impl fmt::Display for CacheSize {
 pub(super) fn given(top: &Dir) -> Result<Option<CacheSize>, StoreError> {
     let Some(file) = top.open(LIMIT)? else { return Ok(None) };
     let mut text = String::new();
-    match file.take(limits::RECORD_BYTES).read_to_string(&mut text) {
+    match top.step("read", LIMIT).and_then(|()| file.take(limits::RECORD_BYTES).read_to_string(&mut text)) {
         Ok(_) => Ok(text.trim_end().parse().ok()),
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Ok(None),
         Err(error) => Err(disk(format!("reading {}", top.path_of(LIMIT).display()))(error)),
@@ -103,8 +103,9 @@ pub(super) fn give(top: &Dir, size: CacheSize) -> Result<Option<CacheSize>, Stor
     let name = format!("{LIMIT}.{:016x}", fastrand::u64(..));
     let what = || format!("writing {}", top.path_of(&name).display());
     let written = top.create(&name).and_then(|mut file| {
+        top.step("write", &name).map_err(disk(what()))?;
         file.write_all(format!("{size}\n").as_bytes()).map_err(disk(what()))?;
-        file.sync_all().map_err(disk(what()))?;
+        top.sync_file(&name, &file)?;
         top.rename_over(&name, top, LIMIT)
     });
     if written.is_err() {

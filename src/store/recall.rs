@@ -56,7 +56,7 @@ impl Visible {
     pub(super) fn read(dir: &Dir) -> Result<Option<Self>, StoreError> {
         let Some(file) = dir.open(VISIBLE)? else { return Ok(None) };
         let mut text = String::new();
-        match file.take(limits::RECORD_BYTES).read_to_string(&mut text) {
+        match dir.step("read", VISIBLE).and_then(|()| file.take(limits::RECORD_BYTES).read_to_string(&mut text)) {
             Ok(_) => Ok(Self::decode(&text)),
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Ok(None),
             Err(error) => Err(disk(format!("reading {}", dir.path_of(VISIBLE).display()))(error)),
@@ -194,7 +194,8 @@ fn of_this_boot(store: &Inner, dir: &Dir) -> Result<bool, StoreError> {
 /// Whoever stored the layer died before it was synced: somebody must do it for him.
 fn sync_if_nobody_does(store: &Arc<Inner>, spec: &LayerSpec, dir: &Dir) -> Result<(), StoreError> {
     let Some(visible) = dir.open(VISIBLE)? else { return Ok(()) };
-    let free = try_lock(&visible, FlockOperation::NonBlockingLockExclusive).map_err(disk("locking `visible`"))?;
+    let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockExclusive)
+        .map_err(disk(format!("locking {}", dir.path_of(VISIBLE).display())))?;
     if free && dir.stat(DURABLE)?.is_none() {
         let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());
         durable::start(Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: visible, how: How::Reread });

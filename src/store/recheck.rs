@@ -23,6 +23,7 @@ use crate::digest::{Digest, Hasher};
 use crate::failure::{ErrorClass, chain};
 use crate::index::{FileFacts, Index, IndexBuilder, Stored};
 use crate::layer::{Archive, Compression, LayerKey, LayerSpec};
+use crate::rehearsal::point;
 use crate::verify::HashThread;
 
 /// What is on disk.
@@ -57,6 +58,7 @@ pub(super) fn recheck(
     tick: &mut dyn FnMut(u64),
 ) -> Result<Found, StoreError> {
     let layer = spec.descriptor.digest;
+    point("recheck:begin");
     let before = settle_files(store, dir)?;
     let back = read_back(store, spec, dir, Some(work.builder()?), tick)?;
     let (Found::Sound, Some(builder), Some(pack)) = (back.found, back.builder, before.get(PACK)) else { return Ok(back.found) };
@@ -78,10 +80,12 @@ pub(super) fn recheck(
     builder
         .finish(&file, &stored, &mut known)
         .map_err(|error| if error.is_refusal() { refused(&layer, error) } else { not_refused("building an index", &error) })?;
+    work.dir().step("chmod", "index").map_err(disk("setting the mode of an index"))?;
     rustix::fs::fchmod(&file, COMMITTED).map_err(disk("setting the mode of an index"))?;
     if !same_as_stored(store, &spec.key(), &file)? {
         install_index(store, &spec.key(), dir, work)?;
     }
+    point("recheck:sound");
     recall::settle(store, &spec.key());
     Ok(Found::Sound)
 }
@@ -96,6 +100,8 @@ pub(super) fn read_back(
 ) -> Result<ReadBack, StoreError> {
     let layer = spec.descriptor.digest;
     let index = recall::index(store, spec)?.map(|(_, index)| index);
+    // One that is damaged further in says nothing of how the stream is put together: what is in the files tells, as if there were none.
+    let index = index.filter(|index| index.segments().all(|segment| segment.is_ok()));
     let recorded = index.as_ref().and_then(Index::uncompressed).or(Visible::read(dir)?.map(|visible| visible.content));
     let expected = match (spec.compression, spec.diff_id) {
         (Compression::None, _) => Some(layer),
@@ -127,7 +133,7 @@ pub(super) fn read_back(
         Ok(())
     };
     let mut defect: Option<SplitError> = None;
-    let mut order = index.iter().flat_map(|index| index.segments()).peekable();
+    let mut order = index.iter().flat_map(Index::segments).peekable();
     if order.peek().is_some() {
         // The digest is that of the stream as it was, also where a header is damaged: so it is put together by the index.
         for segment in order {
@@ -189,6 +195,7 @@ fn settle_files(store: &Inner, dir: &Dir) -> Result<HashMap<String, FileFacts>, 
 fn same_as_stored(store: &Inner, layer: &LayerKey, built: &File) -> Result<bool, StoreError> {
     let Some(old) = store.index.open(&layer.file_name())? else { return Ok(false) };
     let compare = || -> io::Result<bool> {
+        store.index.step("read", &layer.file_name())?;
         let length = built.metadata()?.len();
         if old.metadata()?.len() != length {
             return Ok(false);
@@ -239,6 +246,7 @@ pub(super) fn make_durable(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result
 
 /// Takes a layer out of its place, if `dir` is what is there, and removes it. Those who have it open keep what they have open.
 pub(super) fn withdraw(store: &Inner, layer: &LayerKey, dir: &Dir) -> Result<(), StoreError> {
+    point("withdraw:begin");
     let name = layer.file_name();
     let trash = format!("{name}.{:016x}", fastrand::u64(..));
     {

@@ -201,6 +201,7 @@ impl<'dir> Replay<'dir> {
     fn data_piece(&mut self, most: u64) -> Result<Bytes, StoreError> {
         let Some(Data { ordinal, file: Some(file), offset }) = &mut self.data else { return Ok(Bytes::new()) };
         let what = || format!("reading {}", self.dir.path_of(&data_name(*ordinal)).display());
+        self.dir.step("read", &data_name(*ordinal)).map_err(|error| disk(what())(error))?;
         let piece = read(file, *offset, most).map_err(|error| disk(what())(error))?;
         *offset += piece.len() as u64;
         Ok(piece)
@@ -210,7 +211,9 @@ impl<'dir> Replay<'dir> {
         if !self.ahead.is_empty() {
             return Ok(std::mem::take(&mut self.ahead));
         }
-        let piece = read(&self.pack, self.pack_offset, u64::MAX).map_err(disk(format!("reading {}", self.dir.path_of(PACK).display())))?;
+        let what = || format!("reading {}", self.dir.path_of(PACK).display());
+        self.dir.step("read", PACK).map_err(disk(what()))?;
+        let piece = read(&self.pack, self.pack_offset, u64::MAX).map_err(disk(what()))?;
         self.pack_offset += piece.len() as u64;
         Ok(piece)
     }

@@ -38,7 +38,9 @@ impl<'store> WorkDir<'store> {
         let work = Self::unheld(store, layer)?;
         if let Some(stamp) = stamp(store) {
             let what = || format!("writing {}", work.dir.path_of(STAMP).display());
-            work.dir.create(STAMP)?.write_all(stamp.as_bytes()).map_err(disk(what()))?;
+            let mut file = work.dir.create(STAMP)?;
+            work.dir.step("write", STAMP).map_err(disk(what()))?;
+            file.write_all(stamp.as_bytes()).map_err(disk(what()))?;
         }
         Ok(work)
     }
@@ -107,7 +109,8 @@ impl<'store> WorkDir<'store> {
     /// Opens and locks one, if nobody holds it.
     fn take(store: &'store Inner, name: String) -> Result<Option<Self>, StoreError> {
         let Some(dir) = store.ingest.open_dir(&name)? else { return Ok(None) };
-        let free = try_lock(&dir, FlockOperation::NonBlockingLockExclusive).map_err(disk("locking a directory"))?;
+        let free = try_lock(&dir, "ingest", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", dir.path().display())))?;
         // Between opening and locking it may have been renamed into its place.
         if !free || !store.ingest.names(&name, &dir)? {
             return Ok(None);
@@ -155,7 +158,7 @@ impl Drop for WorkDir<'_> {
 fn begun_by_us(store: &Inner, dir: &Dir) -> Result<bool, StoreError> {
     let Some(file) = dir.open(STAMP)? else { return Ok(false) };
     let mut text = String::new();
-    let read = file.take(limits::RECORD_BYTES).read_to_string(&mut text);
+    let read = dir.step("read", STAMP).and_then(|()| file.take(limits::RECORD_BYTES).read_to_string(&mut text));
     Ok(read.is_ok() && stamp(store).is_some_and(|ours| ours == text))
 }
 

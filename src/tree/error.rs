@@ -63,3 +63,13 @@ pub enum TreeError {
     #[error("node {0:?} is not of this mount")]
     NoSuchNode(NodeId),
 }
+
+impl TreeError {
+    /// The layer whose index could not be read, if that is all that is wrong.
+    pub fn unreadable(&self) -> Option<&Digest> {
+        match self {
+            Self::Index { layer, source } if source.is_unreadable() => Some(layer),
+            _ => None,
+        }
+    }
+}

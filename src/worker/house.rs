@@ -121,6 +121,7 @@ fn report(fs: &Fs, slot: u16, layer: &KitLayer) -> LayerReport {
         state,
         fetched,
         error: failed.as_ref().map(|failed| failed.message.clone()),
+        class: failed.as_ref().map(|failed| failed.class),
         retry_at: failed.as_ref().map(|failed| timestamp(failed.retry_at)),
     }
 }

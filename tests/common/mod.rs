@@ -1,6 +1,7 @@
 //! What the integration tests share. Each test crate uses a part of it.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::print_stderr)]
 
+pub mod disk;
 pub mod docker_registry;
 pub mod fixtures;
 pub mod kitfs;
@@ -11,3 +12,4 @@ pub mod registry;
 pub mod relay;
 pub mod shown;
 pub mod signer;
+pub mod steps;

@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::kitfs::{Host, Mode};
-use crate::common::pack::Kit;
+use crate::common::pack::{Kit, Kitfile, Tree};
 use crate::common::process::within;
 use crate::common::registry::{Fault, Registry, Target, Times};
-use crate::common::shown::{assert_shows, of_tree};
+use crate::common::shown::{assert_shows, of_tree, read};
 use crate::kits::{newer, standard};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -104,4 +104,43 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
         if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
     }
     files
+}
+
+/// What a disk forgot in the middle of an index is noticed when somebody asks for it: he gets an error, and the next one a name.
+#[test]
+fn a_damaged_block_of_an_index_is_made_again_under_its_mount() {
+    let host = Host::new(Mode::Cached);
+    let registry = Registry::start();
+    let mut tree = Tree::new();
+    for number in 0..4000_usize {
+        tree = tree.file(&format!("many/folder-{:02}/{number:04}.txt", number % 40), number.to_string());
+    }
+    let kit = Kitfile::new("many").dataset("many").pack(&tree);
+    let reference = kit.serve(&registry, "acme/many", "v1");
+    host.kitfs(&["pull", "--plain-http", &reference]).ok();
+    let [index] = &files_below(&host.cache().join("v1/index"))[..] else { panic!("one layer") };
+    let before = fs::read(index).expect("an index");
+    let mut content = before.clone();
+    let middle = content.len() * 2 / 3;
+    content[middle] ^= 0x10;
+    fs::write(index, content).expect("root");
+    registry.fault(Target::Any, Times::Always, Fault::status(404));
+    let mount = host.mount(&format!("{}/acme/many@{}", registry.host(), kit.digest()));
+    let name = |number: usize| format!("many/folder-{:02}/{number:04}.txt", number % 40);
+    let shown = |number: usize| {
+        let path = mount.path(&name(number));
+        within(LIMIT, "reading", move || read(&path))
+    };
+    let until = Instant::now() + LIMIT;
+    let mut errors = 0;
+    while let Some(error) = (0..4000).find_map(|number| shown(number).err()) {
+        assert_eq!(error, libc::EIO, "{}", mount.log());
+        assert!(Instant::now() < until, "{}", mount.log());
+        errors += 1;
+    }
+    assert!(errors > 0, "it was damaged");
+    let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+    within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+    assert!(fs::read(index).expect("an index") == before, "it is whole");
+    assert_eq!(mount.status()["restarts"], 0);
 }

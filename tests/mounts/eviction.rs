@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::common::disk::Disk;
 use crate::common::kitfs::{Host, Mode};
 use crate::common::process::within;
 use crate::common::registry::Registry;
@@ -76,28 +76,9 @@ fn a_layer_goes_and_comes_back_under_its_mount(mode: Mode) {
     assert_eq!(registry.sent(&kit.layers[0].digest), 2 * kit.layers[0].blob.len() as u64);
 }
 
-/// A tmpfs at a path.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(path: PathBuf, bytes: usize) -> Self {
-        fs::create_dir(&path).expect("a folder");
-        let size = std::ffi::CString::new(format!("size={bytes},mode=0700")).expect("no NUL");
-        rustix::mount::mount("tmpfs", &path, "tmpfs", rustix::mount::MountFlags::empty(), &*size)
-            .expect("these tests mount: run them as root");
-        Self(path)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 fn a_cache_may_be_smaller_than_its_kit(mode: Mode) {
     let host = Host::new(mode);
-    let _disk = Disk::mount(host.cache(), 20 * MIB);
+    let _disk = Disk::tmpfs(host.cache(), 20 * MIB);
     let registry = Registry::start();
     let names = ["a", "b", "c", "d"];
     let kit = parts(&names, 6 * MIB);

@@ -13,6 +13,7 @@ mod cache_damage;
 mod cli;
 mod containers;
 mod crash;
+mod disk;
 mod doctor;
 mod eviction;
 mod fault_registry;
