@@ -437,10 +437,10 @@ pub const SUPERVISOR_END_LIMIT: Duration = Duration::from_secs(1);
 pub const HOLDERS_LIMIT: Duration = Duration::from_millis(700);
 /// How many of them are listed: more than anybody reads.
 pub const HOLDERS_MAX: usize = 20;
-/// Attempts to make a directory for an ingest before somebody else takes it for one that was left behind.
+/// Attempts to make a directory for an ingest, or a file that is renamed later, before somebody else takes it for one that was left behind.
 pub const WORK_DIRECTORY_ATTEMPTS: u32 = 8;
-/// Seconds after which a document that is still being written was left behind: it is written in one go, so anything above a moment would do.
-pub const LEFTOVER_SECONDS: u64 = 3600;
+/// Seconds for which a manifest or config that nothing names stays: what names it may be about to be written.
+pub const UNNAMED_DOCUMENT_SECONDS: u64 = 3_600;
 /// Descriptors of documents that wait for somebody to ask for their sync. More than one kit has; the kernel writes the others back soon enough.
 pub const UNSYNCED_DOCUMENTS: usize = 64;
 

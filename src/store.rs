@@ -64,6 +64,7 @@ mod attached;
 mod cut;
 mod dir;
 mod documents;
+mod draft;
 mod durable;
 mod error;
 mod evict;
@@ -110,6 +111,7 @@ pub use quota::{CacheSize, CacheSizeError};
 pub use recall::Recall;
 
 use dir::Dir;
+use draft::Draft;
 use error::disk;
 use host::Abilities;
 use layer::{Parts, check_pack};
@@ -126,6 +128,7 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     top: Dir,
+    v1: Dir,
     locks: Dir,
     index: Dir,
     layers: Dir,
@@ -140,6 +143,8 @@ struct Inner {
     boot: Option<String>,
     abilities: Abilities,
     flights: flight::Flights,
+    /// The names that lead to all of these are on disk.
+    rooted: AtomicBool,
     /// Layers of which a file was seen to be different, with the index that it was compared with.
     doubts: Mutex<HashMap<LayerKey, recall::Identity>>,
     unsynced: Mutex<Vec<File>>,
@@ -210,10 +215,12 @@ impl Store {
             attached: sub("attached")?,
             ingest,
             top,
+            v1,
             uid,
             boot,
             abilities,
             flights: flight::Flights::default(),
+            rooted: AtomicBool::new(false),
             doubts: Mutex::default(),
             unsynced: Mutex::default(),
             bounded: AtomicBool::new(false),
@@ -501,10 +508,22 @@ impl Store {
 }
 
 impl Inner {
+    /// Makes the names durable that lead to the store's directories. Whoever made them may have died before; so each process does it, once.
+    fn root(&self) -> Result<(), StoreError> {
+        if !self.rooted.load(Ordering::Relaxed) {
+            self.v1.sync()?;
+            self.top.sync()?;
+            self.rooted.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn remove_leftovers(&self) -> Result<(), StoreError> {
         for name in self.trash.list()? {
             self.trash.remove_tree(&name)?;
         }
+        Draft::sweep(&self.ingest, documents::DRAFT)?;
+        Draft::sweep(&self.top, quota::DRAFT)?;
         WorkDir::sweep(self)
     }
 }

@@ -87,6 +87,10 @@ impl Dir {
     /// Opens the file `name` to go on writing it. For files of an ingest that is under way, never for one in its place.
     pub(super) fn open_writable(&self, name: &str) -> Result<Option<File>, StoreError> {
         self.step("reopen", name).map_err(self.at("opening", name))?;
+        // Whoever wrote it may have died after he gave it the mode of a file in its place, and not everybody may write such a one.
+        if let Some(file) = self.open_with(name, OFlags::RDONLY)? {
+            rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(self.at("setting the mode of", name))?;
+        }
         self.open_with(name, OFlags::RDWR)
     }
 
@@ -122,9 +126,9 @@ impl Dir {
         }
     }
 
-    /// True if `name` in this directory is what `dir` has open.
-    pub(super) fn names(&self, name: &str, dir: &Self) -> Result<bool, StoreError> {
-        let held = rustix::fs::fstat(&dir.fd).map_err(disk(format!("looking at {}", dir.path.display())))?;
+    /// True if `name` in this directory is what is open as `held`.
+    pub(super) fn names(&self, name: &str, held: impl AsFd) -> Result<bool, StoreError> {
+        let held = rustix::fs::fstat(held).map_err(self.at("looking at", name))?;
         Ok(self.stat(name)?.is_some_and(|stat| stat.st_ino == held.st_ino && stat.st_dev == held.st_dev))
     }
 
@@ -288,7 +292,9 @@ fn what(folder: &Path, name: &str) -> &'static str {
 
 /// The same for a directory itself.
 fn what_directory(path: &Path) -> &'static str {
-    match path.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
+    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    match name(path).as_str() {
+        "v1" => "shelves",
         "locks" => "locks",
         "index" => "indexes",
         "layers" => "layers",
@@ -298,12 +304,31 @@ fn what_directory(path: &Path) -> &'static str {
         "references" => "references",
         "attached" => "attached",
         "ingest" => "ingests",
-        _ => "layer",
+        _ if path.parent().is_some_and(|parent| ["layers", "ingest", "trash"].contains(&name(parent).as_str())) => "layer",
+        _ => "top",
     }
 }
 
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A worker has no capability to write what its owner must not write: it was EACCES, and a reader's EIO.
+    #[test]
+    fn a_file_whose_writer_died_when_it_was_closed_is_written_on() {
+        let path = tempfile::tempdir().expect("a directory");
+        let dir = Dir::open_top(path.path(), rustix::process::geteuid().as_raw()).expect("ours");
+        let file = dir.create("pack").expect("room");
+        file.set_permissions(PermissionsExt::from_mode(0o444)).expect("ours");
+        dir.open_writable("pack").expect("ours").expect("there");
+        assert_eq!(file.metadata().expect("known").permissions().mode() & 0o7777, 0o600);
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! Documents are hashed at each use, so nothing rests on how they got here. A remembered reference is an assertion of the cache's owner.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Inner;
 use super::cut::COMMITTED;
 use super::dir::{Dir, fsync};
+use super::draft::Draft;
 use super::error::{StoreError, disk};
 use super::stale;
 use crate::descriptor::Descriptor;
@@ -133,30 +133,23 @@ fn reference_name(reference: &str) -> String {
     Digest::of(Algorithm::Sha256, reference.as_bytes()).file_name()
 }
 
+/// What a document is called until it is renamed, with a random number behind it.
+pub(super) const DRAFT: &str = "document.";
+
 /// Writes a file and renames it to its name. It is synced when somebody asks for it ([`sync`]): one that a power cut leaves empty is fetched again.
 pub(super) fn write(store: &Inner, dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-    let temporary = format!("document.{:016x}", fastrand::u64(..));
-    let outcome = write_as(&store.ingest, &temporary, bytes).and_then(|file| {
-        store.ingest.rename_over(&temporary, dir, name)?;
-        let mut unsynced = store.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
-        if unsynced.len() < limits::UNSYNCED_DOCUMENTS {
-            unsynced.push(file);
-        }
-        Ok(())
-    });
-    if outcome.is_err() {
-        let _ = store.ingest.unlink(&temporary);
-    }
-    outcome
-}
-
-fn write_as(dir: &Dir, name: &str, bytes: &[u8]) -> Result<File, StoreError> {
-    let what = || format!("writing {}", dir.path_of(name).display());
-    let mut file = dir.create(name)?;
-    dir.step("write", name).map_err(disk(what()))?;
-    file.write_all(bytes).map_err(disk(what()))?;
-    dir.step("chmod", name).map_err(disk(what()))?;
-    rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what()))?;
+    let mut draft = Draft::begin(&store.ingest, DRAFT)?;
+    draft.write(bytes)?;
+    let (draft_name, written) = draft.file();
+    let what = || format!("writing {}", store.ingest.path_of(draft_name).display());
+    store.ingest.step("chmod", draft_name).map_err(disk(what()))?;
+    rustix::fs::fchmod(written, COMMITTED).map_err(disk(what()))?;
     // Opened before the writer is closed, so that the sync hears of every error.
-    dir.open(name)?.ok_or_else(|| disk(what())(rustix::io::Errno::NOENT))
+    let file = store.ingest.open(draft_name)?.ok_or_else(|| disk(what())(rustix::io::Errno::NOENT))?;
+    draft.place(dir, name)?;
+    let mut unsynced = store.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+    if unsynced.len() < limits::UNSYNCED_DOCUMENTS {
+        unsynced.push(file);
+    }
+    Ok(())
 }

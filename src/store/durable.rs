@@ -130,6 +130,7 @@ pub(super) fn record(store: &Inner, spec: &LayerSpec, dir: &Dir) -> Result<(), S
     }
     store.index.sync()?;
     store.layers.sync()?;
+    store.root()?;
     if dir.stat(DURABLE)?.is_none() {
         // Whoever stored the layer and whoever verified it once more may come to this point together; both are right.
         let file = match dir.create(DURABLE) {

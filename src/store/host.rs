@@ -8,9 +8,9 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
+use super::locks::try_lock;
 use crate::failure::{ErrorClass, chain};
-use crate::limits;
-use crate::rehearsal;
+use crate::{limits, rehearsal};
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
 const UNSUITABLE: [(u32, &str); 9] = [
@@ -83,22 +83,28 @@ pub(super) struct Abilities {
 /// Tries what the store stands on, in a directory of its own below `dir`: locks that two descriptors contend for, a rename that does not
 /// replace.
 pub(super) fn probe(dir: &Dir) -> Result<Abilities, StoreError> {
-    let mut attempts = 1;
-    loop {
-        let name = format!("probe.{:016x}", fastrand::u64(..));
-        let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
-        let removed = dir.remove_tree(&name);
-        match outcome.and_then(|abilities| removed.map(|()| abilities)) {
-            Err(error) if is_swept(&error) && attempts < limits::WORK_DIRECTORY_ATTEMPTS => attempts += 1,
-            Err(error) if passes(error.class()) => return Ok(Abilities { fallocate: true, trouble: Some(error) }),
-            other => return other,
-        }
+    let outcome = begin(dir).and_then(|(name, place)| {
+        let outcome = probe_in(dir, &place);
+        dir.remove_tree(&name)?;
+        outcome
+    });
+    match outcome {
+        Err(error) if passes(error.class()) => Ok(Abilities { fallocate: true, trouble: Some(error) }),
+        other => other,
     }
 }
 
-/// Whoever sweeps at the same time took the directory for something left behind.
-fn is_swept(error: &StoreError) -> bool {
-    error.class() == ErrorClass::Disk(libc::ENOENT)
+/// Makes a directory and locks it, because whoever sweeps takes what nobody has locked for left behind. He may be faster; the next one is ours.
+fn begin(dir: &Dir) -> Result<(String, Dir), StoreError> {
+    for _ in 0..limits::WORK_DIRECTORY_ATTEMPTS {
+        let name = format!("probe.{:016x}", fastrand::u64(..));
+        let place = dir.create_dir(&name)?;
+        let what = || format!("locking {}", place.path().display());
+        if try_lock(&place, "probe", FlockOperation::NonBlockingLockExclusive).map_err(disk(what()))? && dir.names(&name, &place)? {
+            return Ok((name, place));
+        }
+    }
+    Err(disk(format!("locking a directory in {}", dir.path().display()))(Errno::WOULDBLOCK))
 }
 
 /// True for what is no trait of a filesystem, but how it is now. What is in a cache that is full, was made read-only or has run out of descriptors can still be
@@ -123,7 +129,7 @@ fn probe_in(dir: &Dir, place: &Dir) -> Result<Abilities, StoreError> {
     match place.rename_new("a", place, "b") {
         Ok(false) => {}
         Ok(true) => return Err(unsuitable("a rename replaces although it must not".into())),
-        Err(error) if passes(error.class()) || is_swept(&error) => return Err(error),
+        Err(error) if passes(error.class()) => return Err(error),
         Err(error) => return Err(unsuitable(format!("a rename that does not replace fails: {}", chain(&error)))),
     }
     let fallocate = match rustix::fs::fallocate(&first, FallocateFlags::KEEP_SIZE, 0, 8192) {
@@ -163,6 +169,19 @@ mod tests {
         refuse_unsuitable(&dir).expect("an ordinary filesystem");
         probe(&dir).expect("an ordinary filesystem");
         assert_eq!(dir.list().expect("a listing"), Vec::<String>::new());
+    }
+
+    /// Who starts while another one sweeps found its directory gone, and ended.
+    #[test]
+    fn a_probe_under_way_is_not_swept() {
+        let path = tempfile::tempdir().expect("a directory");
+        let store = crate::store::Store::open(path.path()).expect("a cache");
+        let (name, place) = begin(&store.0.ingest).expect("room");
+        store.0.remove_leftovers().expect("nothing is in the way");
+        probe_in(&store.0.ingest, &place).expect("an ordinary filesystem");
+        drop(place);
+        store.0.remove_leftovers().expect("nothing is in the way");
+        assert!(store.0.ingest.stat(&name).expect("readable").is_none(), "one that was left behind goes");
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! How large a cache may become: what was said last, kept in the cache, so that all who share it hold to the same limit.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::str::FromStr;
 
 use super::dir::Dir;
+use super::draft::Draft;
 use super::error::{StoreError, disk};
 use crate::limits;
 
 /// The file that holds the limit, above all versions of the cache.
 const LIMIT: &str = "limit";
+
+/// What it is called until it is renamed, with a random number behind it.
+pub(super) const DRAFT: &str = "limit.";
 
 /// A limit as it is given: `128MiB`, `50GB`, `40%` of the filesystem, or bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,18 +104,12 @@ pub(super) fn give(top: &Dir, size: CacheSize) -> Result<Option<CacheSize>, Stor
     if before == Some(size) {
         return Ok(None);
     }
-    let name = format!("{LIMIT}.{:016x}", fastrand::u64(..));
-    let what = || format!("writing {}", top.path_of(&name).display());
-    let written = top.create(&name).and_then(|mut file| {
-        top.step("write", &name).map_err(disk(what()))?;
-        file.write_all(format!("{size}\n").as_bytes()).map_err(disk(what()))?;
-        top.sync_file(&name, &file)?;
-        top.rename_over(&name, top, LIMIT)
-    });
-    if written.is_err() {
-        top.unlink(&name)?;
-    }
-    written.map(|()| before)
+    let mut draft = Draft::begin(top, DRAFT)?;
+    draft.write(format!("{size}\n").as_bytes())?;
+    let (name, file) = draft.file();
+    top.sync_file(name, file)?;
+    draft.place(top, LIMIT)?;
+    Ok(before)
 }
 
 #[cfg(test)]

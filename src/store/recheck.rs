@@ -263,5 +263,7 @@ pub(super) fn withdraw(store: &Inner, layer: &LayerKey, dir: &Dir) -> Result<(),
         }
     }
     store.doubts.lock().unwrap_or_else(PoisonError::into_inner).remove(layer);
+    // What is known to be damaged must not come back by a power cut.
+    store.layers.sync()?;
     store.trash.remove_tree(&trash)
 }

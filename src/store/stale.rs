@@ -127,7 +127,7 @@ fn judge(store: &Inner, candidates: &mut [Candidate<'_>]) -> Result<(), StoreErr
 
 /// It came or was used a moment ago. A time in the future is no reason to keep anything.
 fn is_young(used: SystemTime) -> bool {
-    used.elapsed().is_ok_and(|since| since < Duration::from_secs(limits::LEFTOVER_SECONDS))
+    used.elapsed().is_ok_and(|since| since < Duration::from_secs(limits::UNNAMED_DOCUMENT_SECONDS))
 }
 
 /// What a blob names, if it is a manifest. Nothing is believed of it but what it is kept for, so it need not be what its name says.

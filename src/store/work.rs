@@ -5,12 +5,12 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FileType, FlockOperation};
+use rustix::fs::FlockOperation;
 
 use super::Inner;
 use super::dir::Dir;
+use super::documents;
 use super::error::{StoreError, disk};
 use super::locks::try_lock;
 use crate::failure::chain;
@@ -81,12 +81,7 @@ impl<'store> WorkDir<'store> {
     /// Removes everything that was left behind and cannot be gone on with.
     pub(super) fn sweep(store: &'store Inner) -> Result<(), StoreError> {
         for name in store.ingest.list()? {
-            let Some(stat) = store.ingest.stat(&name)? else { continue };
-            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                let age = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()).saturating_sub(stat.st_mtime as u64);
-                if age > limits::LEFTOVER_SECONDS {
-                    store.ingest.unlink(&name)?;
-                }
+            if name.starts_with(documents::DRAFT) {
                 continue;
             }
             // Not locked, not even for a moment: somebody may be about to go on from it.
@@ -100,7 +95,7 @@ impl<'store> WorkDir<'store> {
 
     /// Removes everything that nobody holds, also what could be gone on with.
     pub(super) fn discard(store: &'store Inner) -> Result<(), StoreError> {
-        for name in store.ingest.list()? {
+        for name in store.ingest.list()?.into_iter().filter(|name| !name.starts_with(documents::DRAFT)) {
             drop(Self::take(store, name)?);
         }
         Ok(())

@@ -1,0 +1,599 @@
+//! Killed at each named step of the store: whoever comes after finds nothing wrong, leaves nothing behind, and fetches nothing that was here.
+//!
+//! [`TABLE`] names every step that the code has, with the scenario in which a process is killed at it; a step that is come by and not in it fails the test,
+//! and so does one that nobody comes by. `KITFS_TEST_THOROUGH=1` kills at every step of every scenario, when it is come by first and last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::common::kitfs::{Host, Mode};
+use crate::common::pack::{Kit, Kitfile, MANIFEST, Packing, Tree};
+use crate::common::process::{Output, Running, run, within};
+use crate::common::registry::{Fault, Gate, Registry, Target, Times};
+use crate::common::shown::{assert_shows, of_tree, read};
+use crate::common::steps::Steps;
+use crate::kits::{MIB, bytes};
+
+/// The kind of kit that has nothing but a plain archive.
+pub const ARCHIVE: usize = 5;
+/// The kinds that have another layer, too.
+const KINDS: &[usize] = &[0, 1, 2, 3, 4];
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Scenarios, and the steps at which a process is killed in each.
+const TABLE: &[(&str, &str)] = &[
+    (
+        "pull",
+        "chmod:data chmod:durable chmod:new-document chmod:new-index chmod:pack chmod:visible create:begun create:data \
+         create:durable create:new-document create:new-index create:pack create:probe create:scratch create:visible \
+         durable:begin fetch:chunk fetch:mine ingest:end ingest:placed list:ingests list:layer list:layers list:locks \
+         list:trash lock:attached lock:decision lock:evict lock:ingest lock:ingest-lock lock:look-ingest-lock lock:use \
+         lock:use-exclusive lock:visible map:index map:new-index map:scratch mkdir:ingest mkdir:probe mkdir:shelf open:attached \
+         open:attached-lock open:data open:decision-lock open:document open:evict-lock open:index open:ingest open:ingest-lock \
+         open:layer open:limit open:new-document open:new-index open:pack open:probe open:reference open:shelf open:use-lock \
+         open:visible read:progress rename:attached rename:document rename:index rename:layer rename:probe rename:reference \
+         reserve:data rmdir:probe stat:data stat:document stat:durable stat:ingest stat:layer stat:pack stat:pin \
+         stat:use-lock stat:visible statfs:cache sync:attached sync:document sync:documents sync:durable sync:index \
+         sync:indexes sync:layer sync:layers sync:references sync:stored sync:visible touch:use-lock truncate:new-index \
+         unlink:begun unlink:probe unlink:scratch write:begun write:data write:index-checksums write:index-header \
+         write:new-document write:new-index write:pack write:probe write:progress write:scratch write:visible sync:shelves \
+         sync:top lock:draft lock:probe stat:probe",
+    ),
+    (
+        "resume",
+        "open:begun read:attached read:begun read:data read:document read:pack read:reference read:visible reopen:data \
+         reopen:pack sync:data sync:pack truncate:data truncate:pack unlink:new-index unlink:visible ingest:end write:data \
+         unlink:scratch rename:index rename:layer ingest:placed",
+    ),
+    (
+        "evict",
+        "evict:away evict:chosen open:trash rename:trash rmdir:trash unlink:data unlink:durable unlink:pack lock:use-exclusive \
+         lock:decision list:top",
+    ),
+    (
+        "index",
+        "read:index recheck:begin recheck:sound rmdir:ingest create:begun write:new-index map:new-index chmod:new-index \
+         read:data rename:index",
+    ),
+    (
+        "damage",
+        "withdraw:begin recheck:begin rename:trash unlink:data unlink:pack unlink:durable rmdir:trash write:data rename:layer \
+         create:durable",
+    ),
+    (
+        "boot",
+        "sync:pack sync:data mkdir:ingest read:pack rename:index recheck:sound sync:visible sync:index sync:layers \
+         create:durable sync:durable",
+    ),
+    ("sync", "lock:visible durable:begin sync:pack sync:data read:pack sync:index create:durable chmod:durable sync:durable"),
+    ("limits", "create:new-limit open:pin read:limit rename:limit sync:new-limit sync:pins write:new-limit stat:new-limit"),
+    ("unpin", "list:pins unlink:pin"),
+    ("wait", "read:progress lock:ingest-lock fetch:mine reopen:pack rename:layer"),
+    ("suspend", "ingest:suspend"),
+    ("worker", "read:served"),
+    // What only chance brings by.
+    ("sometimes", "stat:begun stat:new-index stat:scratch stat:new-document open:new-limit unlink:new-limit unlink:new-document"),
+];
+
+/// A host, a registry, and kits that are each used once.
+pub struct Stage {
+    pub host: Host,
+    pub registry: Registry,
+    pub steps: Steps,
+    served: Vec<Served>,
+}
+
+/// A kit in the registry.
+#[derive(Clone)]
+pub struct Served {
+    pub kit: Kit,
+    pub reference: String,
+    attached: String,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        let host = Host::new(Mode::Cached);
+        let registry = Registry::start();
+        registry.list_referrers(10);
+        let steps = Steps::new(host.folder("steps"));
+        Self { host, registry, steps, served: Vec::new() }
+    }
+
+    /// Serves another kit than before: an archive of several files, and a layer of one of five other kinds, if it is not [`ARCHIVE`].
+    pub fn serve(&mut self, kind: usize) -> Served {
+        let number = self.served.len() as u64;
+        let tree = Tree::new()
+            .file("plain/big.bin", bytes(10 * number, MIB + 300_000))
+            .file("plain/more/big.bin", bytes(10 * number + 1, MIB + 7))
+            .file("plain/small.txt", format!("small {number}"))
+            .file("other", bytes(10 * number + 2, MIB + 4000))
+            .file("files/note.txt", format!("note {number}"))
+            .file("files/big.bin", bytes(10 * number + 3, MIB + 100));
+        let kitfile = Kitfile::new("kit").dataset("plain");
+        let kitfile = match kind {
+            0 => kitfile.gzip().dataset("files"),
+            1 => kitfile.zstd().dataset("files"),
+            2 => kitfile.raw().dataset("other"),
+            3 => kitfile.packing(Packing::RawGzip).dataset("other"),
+            ARCHIVE => kitfile,
+            _ => kitfile.packing(Packing::RawZstd).dataset("other"),
+        };
+        self.serve_kit(kitfile.pack(&tree))
+    }
+
+    fn serve_kit(&mut self, kit: Kit) -> Served {
+        let name = format!("acme/kit-{}", self.served.len());
+        let reference = kit.serve(&self.registry, &name, "v1");
+        // Not a signature, but it could be one: it is fetched and kept.
+        let config = self.registry.blob("{}");
+        let blob = self.registry.blob(format!("no bundle of {name}"));
+        let bundle = "application/vnd.dev.sigstore.bundle.v0.3+json";
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": bundle,
+            "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": config, "size": 2 },
+            "layers": [{ "mediaType": bundle, "digest": blob, "size": format!("no bundle of {name}").len() }],
+            "subject": { "mediaType": MANIFEST, "digest": kit.digest(), "size": kit.manifest.len() },
+        });
+        let attached = self.registry.attach(&name, &kit.digest(), MANIFEST, manifest.to_string());
+        let served = Served { kit, reference, attached };
+        self.served.push(served.clone());
+        served
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.host.command(arguments);
+        let (name, value) = self.steps.variable();
+        command.env(name, value);
+        command
+    }
+
+    pub fn kitfs(&self, arguments: &[&str]) -> Output {
+        run(&mut self.command(arguments), LIMIT)
+    }
+
+    pub fn pull(&self, served: &Served) -> Output {
+        self.kitfs(&pull(served))
+    }
+
+    /// Runs `kitfs` and has it killed at the step, which it must come by.
+    pub fn killed_at(&self, step: &str, arguments: &[&str]) {
+        assert!(self.try_killed_at(step, arguments), "{step}: {arguments:?} did not come by it");
+    }
+
+    /// Runs `kitfs` and has it killed at the step; false if it did not come by it, and ended well.
+    fn try_killed_at(&self, step: &str, arguments: &[&str]) -> bool {
+        self.steps.plan(&format!("{step} kill"));
+        let output = self.kitfs(arguments);
+        let fired = self.steps.fired();
+        self.steps.clear();
+        if fired {
+            assert_eq!(output.signal(), Some(9), "{step}: {output:#?}");
+        } else {
+            output.ok();
+        }
+        fired
+    }
+
+    fn cache(&self, name: &str) -> PathBuf {
+        self.host.cache().join("v1").join(name)
+    }
+
+    /// Layers of a kit that are in their place, with the bytes of each that were sent.
+    fn complete(&self, kit: &Kit) -> BTreeMap<String, u64> {
+        let here = kit.layers.iter().filter(|layer| self.cache("layers").join(layer.stored_name()).exists());
+        here.map(|layer| (layer.digest.clone(), self.registry.sent(&layer.digest))).collect()
+    }
+
+    /// The next one finds all of the kit, or gets it, and nothing that is complete is fetched.
+    fn assert_whole(&self, step: &str, served: &Served, complete: &BTreeMap<String, u64>, shown: bool) {
+        let kit = &served.kit;
+        let config = self.cache("blobs").join(kit.config_digest().replace(':', "-")).exists();
+        let asked = self.registry.asked(&kit.config_digest());
+        self.pull(served).ok();
+        for (layer, sent) in complete {
+            assert_eq!(self.registry.sent(layer), *sent, "{step}: {layer} was here");
+        }
+        assert!(!config || self.registry.asked(&kit.config_digest()) == asked, "{step}: the config was here");
+        self.kitfs(&["verify", "--plain-http", &served.reference]).ok();
+        if shown {
+            let mount = self.mount(served);
+            let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
+            within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+            mount.umount().ok();
+        }
+        self.assert_clean(step);
+    }
+
+    pub fn mount(&self, served: &Served) -> crate::common::kitfs::Mount {
+        let mount = self.host.try_mount_in(&served.reference, &["--prefetch", "none"], &[self.steps.variable()]);
+        mount.unwrap_or_else(|output| panic!("{output:#?}"))
+    }
+
+    /// Nothing is left behind after `prune`, no lock is held, and every file has the size that it should.
+    pub fn assert_clean(&self, step: &str) {
+        self.kitfs(&["cache", "prune"]).ok();
+        let known = |names: &mut dyn Iterator<Item = String>| names.collect::<BTreeSet<String>>();
+        let layers = || self.served.iter().flat_map(|served| &served.kit.layers);
+        let stored = known(&mut layers().map(|layer| layer.stored_name()));
+        let expect = |folder: &Path, allowed: &dyn Fn(&str) -> bool| {
+            let names = names(folder);
+            let strange: Vec<_> = names.iter().filter(|name| !allowed(name)).collect();
+            assert!(strange.is_empty(), "{step}: {strange:?} in {}", folder.display());
+            names
+        };
+        expect(&self.host.cache(), &|name| ["lock", "limit", "v1"].contains(&name));
+        expect(&self.cache("ingest"), &|_| false);
+        expect(&self.cache("trash"), &|_| false);
+        expect(&self.cache("index"), &|name| stored.contains(name));
+        expect(&self.cache("pinned"), &|name| stored.contains(name));
+        let documents = known(&mut self.served.iter().flat_map(|served| {
+            let blob = crate::common::registry::sha256(format!("no bundle of {}", name_of(served)).as_bytes());
+            [served.kit.digest(), served.kit.config_digest(), served.attached.clone(), blob].map(|digest| digest.replace(':', "-"))
+        }));
+        expect(&self.cache("blobs"), &|name| documents.contains(name));
+        expect(&self.cache("attached"), &|name| documents.contains(name));
+        assert!(names(&self.cache("references")).len() <= 2 * self.served.len(), "{step}");
+        let locks = expect(&self.cache("locks"), &|name| {
+            let layer = name.split_once('.').map_or(name, |(layer, _)| layer);
+            ["evict", "attached"].contains(&name) || stored.contains(layer)
+        });
+        for lock in locks.iter().map(|name| self.cache("locks").join(name)).chain([self.host.cache().join("lock")]) {
+            await_free(&lock, step);
+        }
+        for layer in layers() {
+            let folder = self.cache("layers").join(layer.stored_name());
+            if !folder.exists() {
+                continue;
+            }
+            let names = expect(&folder, &|name| ["pack", "visible", "durable"].contains(&name) || name.ends_with(".data"));
+            assert!(["pack", "visible", "durable"].iter().all(|name| names.contains(*name)), "{step}: {names:?}");
+            let size = |name: &String| fs::metadata(folder.join(name)).expect("there").len();
+            let content: u64 = names.iter().filter(|name| *name == "pack" || name.ends_with(".data")).map(size).sum();
+            if layer.media_type.ends_with("tar") || layer.media_type.ends_with("raw") {
+                assert_eq!(content, layer.blob.len() as u64, "{step}: {names:?}");
+            }
+        }
+        expect(&self.cache("layers"), &|name| stored.contains(name));
+    }
+}
+
+fn name_of(served: &Served) -> &str {
+    let (_, name) = served.reference.split_once('/').expect("a registry");
+    name.split_once(':').expect("a tag").0
+}
+
+pub fn pull(served: &Served) -> [&str; 3] {
+    ["pull", "--plain-http", &served.reference]
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    let names = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    names.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect()
+}
+
+/// Waits until nobody holds the lock: who was killed is gone, and a supervisor lets go a moment after its mount.
+fn await_free(path: &Path, step: &str) {
+    let Ok(file) = File::open(path) else { return };
+    let until = Instant::now() + Duration::from_secs(20);
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        assert!(Instant::now() < until, "{step}: {} is held", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn is_thorough() -> bool {
+    std::env::var_os("KITFS_TEST_THOROUGH").is_some()
+}
+
+/// Where a scenario kills, with the kind of kit: at the steps of the table, or at all that were come by, each the first and the last time. `traces` are those of all kinds.
+fn plan(name: &str, traces: &[(usize, Vec<String>)]) -> Vec<(usize, String)> {
+    let mine = steps_of(name);
+    traces.iter().for_each(|(_, trace)| assert_named(name, trace));
+    if !is_thorough() {
+        let kind = |(number, step): (usize, &str)| {
+            let mut rotated = traces.iter().cycle().skip(number).take(traces.len());
+            let found = rotated.find(|(_, trace)| trace.iter().any(|passed| passed == step));
+            (found.unwrap_or_else(|| panic!("{name}: nobody comes by {step}")).0, step.to_owned())
+        };
+        return mine.into_iter().enumerate().map(kind).collect();
+    }
+    let mut all = Vec::new();
+    for (kind, trace) in traces {
+        let kind = *kind;
+        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+        for step in trace {
+            *times.entry(step).or_default() += 1;
+        }
+        all.extend(times.keys().map(|step| (kind, (*step).to_owned())));
+        all.extend(times.iter().filter(|(_, times)| **times > 1).map(|(step, times)| (kind, format!("{step}@{times}"))));
+    }
+    all
+}
+
+fn steps_of(name: &str) -> Vec<&'static str> {
+    TABLE.iter().find(|(scenario, _)| *scenario == name).expect("in the table").1.split_whitespace().collect()
+}
+
+/// Every step that was come by is in the table.
+fn assert_named(name: &str, trace: &[String]) {
+    let all: BTreeSet<&str> = TABLE.iter().flat_map(|(_, steps)| steps.split_whitespace()).collect();
+    let unnamed: BTreeSet<_> = trace.iter().filter(|step| !all.contains(step.as_str())).collect();
+    assert!(unnamed.is_empty(), "{name}: steps that are not in the table: {unnamed:?}");
+}
+
+/// One scenario: what is there before, and the command that is killed.
+fn scenario(name: &str, kinds: &[usize], prepare: impl Fn(&Stage, &Served), arguments: impl Fn(&Served) -> Vec<String>) {
+    let mut stage = Stage::new();
+    let begin = |stage: &mut Stage, kind: usize| {
+        let served = stage.serve(kind);
+        prepare(stage, &served);
+        let arguments = arguments(&served);
+        (served, arguments)
+    };
+    let trace_of = |&kind: &usize| {
+        let (_, arguments) = begin(&mut stage, kind);
+        stage.steps.forget();
+        stage.kitfs(&as_text(&arguments)).ok();
+        (kind, stage.steps.trace())
+    };
+    let traces: Vec<_> = kinds.iter().map(trace_of).collect();
+    for (number, (kind, step)) in plan(name, &traces).into_iter().enumerate() {
+        // What several layers at once come by is chance to some degree, and how often something happens even more.
+        let tries = if step.contains('@') { 1 } else { 3 };
+        let Some((served, arguments)) = (0..tries).find_map(|_| {
+            let (served, arguments) = begin(&mut stage, kind);
+            stage.try_killed_at(&step, &as_text(&arguments)).then_some((served, arguments))
+        }) else {
+            assert!(step.contains('@'), "{name}: nobody came by {step}");
+            continue;
+        };
+        // What is damaged is as good as not here, and only whoever reads all of it sees that it is.
+        let complete = if name == "damage" {
+            stage.kitfs(&as_text(&arguments)).ok();
+            BTreeMap::new()
+        } else {
+            stage.complete(&served.kit)
+        };
+        // `verify` reads every byte each time; what a mount shows of them is the same.
+        stage.assert_whole(&step, &served, &complete, is_thorough() || number % 4 == 0);
+    }
+    assert_named(name, &stage.steps.trace());
+}
+
+fn as_text(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+pub fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|argument| (*argument).to_owned()).collect()
+}
+
+#[test]
+fn a_killed_pull() {
+    scenario("pull", KINDS, |_, _| {}, |served| owned(&pull(served)));
+}
+
+/// What the first one left behind is gone on with.
+#[test]
+fn a_killed_resumption() {
+    scenario("resume", &[ARCHIVE], |stage, served| stage.killed_at("write:data@2", &pull(served)), |served| owned(&pull(served)));
+}
+
+#[test]
+fn a_killed_eviction() {
+    scenario("evict", KINDS, |stage, served| drop(stage.pull(served).ok()), |_| owned(&["cache", "prune", "--all"]));
+}
+
+/// An index that is lost or damaged is made anew from what is here.
+#[test]
+fn a_killed_repair_of_an_index() {
+    let damaged = |stage: &Stage, served: &Served| {
+        stage.pull(served).ok();
+        damage_indexes(stage, served);
+    };
+    scenario("index", KINDS, damaged, |served| owned(&pull(served)));
+}
+
+/// A layer that is not what it was is withdrawn and fetched again.
+#[test]
+fn a_killed_repair_of_a_layer() {
+    let damaged = |stage: &Stage, served: &Served| {
+        stage.pull(served).ok();
+        damage_layers(stage, served);
+    };
+    scenario("damage", KINDS, damaged, |served| owned(&["verify", "--repair", "--plain-http", &served.reference]));
+}
+
+/// What was stored in another boot and never synced is verified before it is used.
+#[test]
+fn a_killed_verification_after_a_boot() {
+    let boots = std::cell::Cell::new(0);
+    let boot = |stage: &Stage, served: &Served| {
+        stage.killed_at("durable:begin", &pull(served));
+        boots.set(boots.get() + 1);
+        stage.steps.boot(&format!("boot {}", boots.get()));
+    };
+    scenario("boot", KINDS, boot, |served| owned(&pull(served)));
+}
+
+/// What was stored in this boot and not synced by whoever did is synced by the next one.
+#[test]
+fn a_killed_sync_for_another() {
+    scenario("sync", KINDS, |stage, served| stage.killed_at("durable:begin", &pull(served)), |served| owned(&pull(served)));
+}
+
+/// Pins and limits.
+#[test]
+fn a_killed_change_of_a_limit() {
+    let numbers = std::cell::Cell::new(0);
+    scenario(
+        "limits",
+        KINDS,
+        |stage, served| drop(stage.pull(served).ok()),
+        |served| {
+            numbers.set(numbers.get() + 1);
+            let size = format!("{}GiB", 20 + numbers.get());
+            owned(&["pull", "--plain-http", "--pin", "--cache-size", &size, &served.reference])
+        },
+    );
+}
+
+#[test]
+fn a_killed_change_of_a_pin() {
+    let pinned = |stage: &Stage, served: &Served| drop(stage.kitfs(&["pull", "--plain-http", "--pin", &served.reference]).ok());
+    scenario("unpin", KINDS, pinned, |_| owned(&["cache", "unpin", "--all"]));
+}
+
+/// The source fails in the middle, and who puts away what came is killed at it.
+#[test]
+fn a_killed_suspension() {
+    let mut stage = Stage::new();
+    for step in steps_of("suspend") {
+        let served = stage.serve(ARCHIVE);
+        let layer = Target::Content(served.kit.layers[0].digest.clone());
+        stage.registry.fault(layer.clone(), Times::First(1), Fault::Cut(2 * MIB as u64));
+        stage.registry.fault(layer, Times::Always, Fault::status(404));
+        stage.killed_at(step, &pull(&served));
+        stage.registry.mend();
+        stage.assert_whole(step, &served, &BTreeMap::new(), true);
+    }
+}
+
+/// What the code names is in the table, whether somebody came by it or not.
+#[test]
+fn every_step_of_the_code_is_in_the_table() {
+    let mut named = Vec::new();
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(next) = open.pop() {
+        if next.is_dir() {
+            open.extend(fs::read_dir(next).expect("a folder").map(|entry| entry.expect("an entry").path()));
+        } else if !next.ends_with("rehearsal/steps.rs") {
+            let text = fs::read_to_string(next).expect("a source");
+            for call in ["step(\"", "point(\""] {
+                let names = text.split(call).skip(1).filter_map(|rest| rest.split('"').next());
+                named.extend(names.filter(|name| name.contains(':')).map(str::to_owned));
+            }
+        }
+    }
+    assert!(named.len() > 20, "the looking is broken: {named:?}");
+    assert_named("the code", &named);
+}
+
+/// Who waits for another process, and goes on where that one was killed, is killed at it.
+#[test]
+fn a_killed_waiter() {
+    let (name, mut stage) = ("wait", Stage::new());
+    for step in steps_of(name) {
+        let served = stage.serve(ARCHIVE);
+        let layer = &served.kit.layers[0];
+        let gate = Gate::new();
+        stage.registry.fault(Target::Content(layer.digest.clone()), Times::First(1), Fault::HoldAt(MIB as u64, gate.clone()));
+        let first = Running::start(&mut stage.host.command(&pull(&served)));
+        gate.await_held(1);
+        stage.steps.plan(&format!("{step} kill"));
+        let second = Running::start(&mut stage.command(&pull(&served)));
+        if !["read:progress", "lock:ingest-lock"].contains(&step) {
+            // It waits, and then the first one is no more.
+            let looked = || stage.steps.lines().iter().filter(|(step, pid)| step == "read:progress" && *pid == second.pid() as u64).count();
+            await_that("it waits", || looked() >= 2);
+            first.signal(rustix::process::Signal::KILL);
+        }
+        let output = second.wait(LIMIT);
+        assert!(stage.steps.fired() && output.signal() == Some(9), "{step}: {output:#?}");
+        stage.steps.clear();
+        drop(first);
+        gate.open();
+        let complete = stage.complete(&served.kit);
+        stage.assert_whole(step, &served, &complete, true);
+    }
+    assert_named(name, &stage.steps.trace());
+}
+
+/// The worker of a live mount is killed at every step of a fetch, and its readers notice nothing.
+#[test]
+fn a_killed_worker() {
+    let (name, mut stage) = ("worker", Stage::new());
+    let parts: Vec<String> = (0..120).map(|number| format!("part-{number}")).collect();
+    let tree = parts.iter().enumerate().fold(Tree::new(), |tree, (number, part)| {
+        let tree = tree.file(&format!("{part}/big.bin"), bytes(5000 + number as u64, MIB + number));
+        tree.file(&format!("{part}/small.txt"), format!("small {number}"))
+    });
+    let kit = parts.iter().fold(Kitfile::new("parts"), |kitfile, part| kitfile.dataset(part)).pack(&tree);
+    let served = stage.serve_kit(kit);
+    let mount = stage.mount(&served);
+    let show = |part: &str| {
+        for file in ["big.bin", "small.txt"] {
+            let (path, wanted) = (mount.path(&format!("{part}/{file}")), served.kit.tree.content(&format!("{part}/{file}")).to_vec());
+            let got = within(LIMIT, "a read", move || read(&path));
+            assert!(got.as_ref() == Ok(&wanted), "{part}/{file}: {:?}\n{}", got.map(|got| got.len()), mount.log());
+        }
+    };
+    let mut parts = parts.iter();
+    stage.steps.forget();
+    let first = parts.next().expect("a part");
+    show(first);
+    let durable = |part: &str| stage.cache("layers").join(served.kit.layer(part).stored_name()).join("durable");
+    await_that("a layer is durable", || durable(first).exists());
+    let passed: BTreeSet<String> = stage.steps.trace().into_iter().collect();
+    plan(name, &[(ARCHIVE, passed.iter().cloned().collect())]);
+    for step in &passed {
+        let part = parts.next().expect("as many parts as steps");
+        stage.steps.plan(&format!("{step} kill"));
+        show(part);
+        stage.steps.await_fired(step);
+        stage.steps.clear();
+        show(part);
+        let layer = served.kit.layer(part);
+        assert!(stage.registry.sent(&layer.digest) <= 2 * layer.blob.len() as u64, "{step}");
+    }
+    let restarts = mount.status()["restarts"].as_u64();
+    assert!(restarts.is_some_and(|restarts| restarts >= passed.len() as u64), "{restarts:?} for {} steps", passed.len());
+    mount.umount().ok();
+    drop(mount);
+    assert_named(name, &stage.steps.trace());
+    // Nobody waits for what was stored and not synced when it was killed: the next one to look for it does.
+    stage.pull(&served).ok();
+    stage.assert_clean(name);
+}
+
+fn await_that(what: &str, mut wanted: impl FnMut() -> bool) {
+    let until = Instant::now() + LIMIT;
+    while !wanted() {
+        assert!(Instant::now() < until, "{LIMIT:?} and not yet: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Of the first layer the index is lost, of the others it is damaged.
+pub fn damage_indexes(stage: &Stage, served: &Served) {
+    for (number, layer) in served.kit.layers.iter().enumerate() {
+        let path = stage.cache("index").join(layer.stored_name());
+        if number == 0 { fs::remove_file(path).expect("an index") } else { flip(&path, 100) }
+    }
+}
+
+/// Every layer has a byte that is another one.
+pub fn damage_layers(stage: &Stage, served: &Served) {
+    for layer in &served.kit.layers {
+        let folder = stage.cache("layers").join(layer.stored_name());
+        let data = names(&folder).into_iter().find(|name| name.ends_with(".data")).expect("a file of its own");
+        flip(&folder.join(data), 4711);
+    }
+}
+
+/// Changes a byte in place, as a failing disk would.
+fn flip(path: &Path, at: u64) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("ours");
+    let file = File::options().read(true).write(true).open(path).expect("writable");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("long enough");
+    file.write_all_at(&[byte[0] ^ 1], at).expect("room");
+}
