@@ -59,11 +59,9 @@ impl Dir {
         }
     }
 
-    /// Makes the directory `name`, which must not be there, and opens it.
-    pub(super) fn create_dir(&self, name: &str) -> Result<Self, StoreError> {
-        let what = || format!("creating {}", self.path_of(name).display());
-        rustix::fs::mkdirat(&self.fd, name, Mode::RWXU).map_err(disk(what()))?;
-        self.open_dir(name)?.ok_or_else(|| disk(what())(Errno::NOENT))
+    /// Makes the directory `name`, which must not be there. Whoever opens it next may find it removed by somebody who sweeps.
+    pub(super) fn create_dir(&self, name: &str) -> Result<(), StoreError> {
+        rustix::fs::mkdirat(&self.fd, name, Mode::RWXU).map_err(self.at("creating", name))
     }
 
     /// Makes the file `name`, which must not be there, for reading and writing by us alone.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
+use super::work::WorkDir;
 use crate::failure::{ErrorClass, chain};
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
@@ -76,10 +77,8 @@ pub(super) struct Abilities {
 /// Tries what the store stands on, in a directory of its own below `dir`: locks that two descriptors contend for, a rename that does not
 /// replace.
 pub(super) fn probe(dir: &Dir) -> Result<Abilities, StoreError> {
-    let name = format!("probe.{:016x}", fastrand::u64(..));
-    let outcome = dir.create_dir(&name).and_then(|place| probe_in(dir, &place));
-    dir.remove_tree(&name)?;
-    match outcome {
+    // Held as an ingest is, for whoever opens the cache at the same time removes what looks left behind.
+    match WorkDir::make(dir, "probe").and_then(|place| probe_in(dir, place.dir())) {
         // What is in a full cache can still be read, and it was probed when it was empty.
         Err(error) if matches!(error.class(), ErrorClass::Disk(libc::ENOSPC | libc::EDQUOT)) => Ok(Abilities { fallocate: true }),
         other => other,
