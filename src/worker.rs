@@ -189,7 +189,7 @@ fn serve(
     let session = session(Adapter::new(shared), &page.agreed(), device)?;
     match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
         Ok(dir) => {
-            house.set(House::new(&fs, lineage.layers.clone(), dir)).map_err(|_| "the house is made once")?;
+            house.set(House::new(&fs, Arc::clone(&fetcher), lineage.layers.clone(), dir)).map_err(|_| "the house is made once")?;
             spawn("house", {
                 let (house, control) = (Arc::clone(&house), Arc::clone(control));
                 move || house.get().map_or((), |house| house.keep(&control))

@@ -1,10 +1,12 @@
-//! What a worker does beside serving: it lets go of layers that nobody uses, and writes down for `kitfs status` how each layer stands.
+//! What a worker does beside serving: it lets go of layers that nobody uses and of memory that was fetched with, and writes down for
+//! `kitfs status` how each layer stands.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::SystemTime;
 
 use crate::control::{Control, FromWorker};
+use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::kit::KitLayer;
 use crate::limits::HOUSE_INTERVAL;
@@ -17,14 +19,15 @@ use crate::wait::Need;
 pub(super) struct House {
     /// The filesystem tells it of failures, so it must not keep the filesystem alive.
     fs: Weak<Fs>,
+    fetcher: Arc<Fetcher>,
     layers: Vec<KitLayer>,
     dir: MountDir,
     written: Mutex<Vec<LayerReport>>,
 }
 
 impl House {
-    pub(super) fn new(fs: &Arc<Fs>, layers: Vec<KitLayer>, dir: MountDir) -> Self {
-        Self { fs: Arc::downgrade(fs), layers, dir, written: Mutex::default() }
+    pub(super) fn new(fs: &Arc<Fs>, fetcher: Arc<Fetcher>, layers: Vec<KitLayer>, dir: MountDir) -> Self {
+        Self { fs: Arc::downgrade(fs), fetcher, layers, dir, written: Mutex::default() }
     }
 
     /// Looks after everything once in a while, for as long as there is a filesystem.
@@ -35,6 +38,7 @@ impl House {
             });
             drop(fs);
             self.report();
+            self.fetcher.tidy_up();
             log::tell_left_out();
             thread::sleep(HOUSE_INTERVAL);
         }
