@@ -22,6 +22,7 @@ mod inspect;
 mod kits;
 mod laziness;
 mod log;
+mod many;
 mod meanings;
 mod metrics;
 mod modelpack;
