@@ -537,9 +537,12 @@ class Soak:
             time.sleep(0.1)
         if kitfs.processes() or kitfs.mounts():
             self.fail(f"left behind: {kitfs.processes()} {kitfs.mounts()}")
+        code, _, err = kitfs.run("verify", "--all")
+        if code != 0:
+            self.fail(f"kitfs verify --all at the end: {code}: {err}")
         # What was used a moment ago stays, even if the cache is over its limit.
         time.sleep(12)
-        for command in [["verify", "--all"], ["cache", "prune"], ["cache", "ls", "--json"]]:
+        for command in [["cache", "prune"], ["cache", "ls", "--json"]]:
             code, out, err = kitfs.run(*command)
             if code != 0:
                 self.fail(f"kitfs {' '.join(command)} at the end: {code}: {err}")
