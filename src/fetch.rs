@@ -87,6 +87,8 @@ struct Inner {
     cautious: bool,
     /// How many at once, of each sort, if that was said.
     jobs: Option<usize>,
+    /// Fetches have ended since memory was given back.
+    untidy: bool,
     layers: Vec<State>,
 }
 
@@ -198,6 +200,22 @@ impl Fetcher {
             _ if state.queued => Standing::Queued,
             Some((failed, _)) => Standing::Failed(failed.clone()),
             None => Standing::Idle,
+        }
+    }
+
+    /// Gives the memory of fetches back to the system, once none runs any more: the allocator would keep it, tens of megabytes for the rest of the mount's
+    /// life. Not at the end of each fetch, which may be one of many small ones.
+    pub fn tidy_up(&self) {
+        {
+            let mut inner = self.lock();
+            if inner.demanded_running + inner.background_running > 0 || !std::mem::take(&mut inner.untidy) {
+                return;
+            }
+        }
+        #[cfg(target_env = "gnu")]
+        // SAFETY: it may be called at any time from any thread.
+        unsafe {
+            libc::malloc_trim(0);
         }
     }
 
@@ -331,6 +349,7 @@ impl Inner {
 
     fn end(&mut self, slot: u16, demanded: bool, error: Option<(ErrorClass, String, Option<SystemTime>)>) -> Option<Failed> {
         *self.running(demanded) -= 1;
+        self.untidy = true;
         let state = self.state(slot);
         state.running = false;
         let awaited = std::mem::take(&mut state.awaited);

@@ -271,7 +271,10 @@ impl Fs {
                     Ok(true) => return (self.ended)(need, Ok(())),
                     Ok(false) => {}
                     // It is made anew, and then the group is learned.
-                    Err(error) if error.unreadable().is_some() => return drop(self.damaged(&error)),
+                    Err(error) if error.unreadable().is_some() => {
+                        let _told_to_whoever_reads = self.damaged(&error);
+                        return;
+                    }
                     Err(error) => return self.refuse(group, &error),
                 }
                 for &slot in self.tree.slots(group) {

@@ -424,6 +424,8 @@ pub const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 pub const CONTROL_LINE_BYTES: u64 = 4096;
 /// How long one side gives the other to say a line that it has at hand.
 pub const CONTROL_LINE_LIMIT: Duration = Duration::from_secs(1);
+/// Times that a request is made which the supervisor hangs up on unheard, because its line did not come in [`CONTROL_LINE_LIMIT`].
+pub const UNHEARD_REQUESTS_MAX: u32 = 3;
 /// How long a supervisor may take to take its mount down or to find it busy: a worker may have to be started first, to let waiting readers go.
 pub const UMOUNT_ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a mount that was taken down may stand in the kernel's table.

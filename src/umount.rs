@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 pub use crate::detach::{Detached, detach};
 use crate::holders::holders;
 pub use crate::holders::{Holder, Holding};
-use crate::limits::{CONTROL_LINE_BYTES, CONTROL_LINE_LIMIT, SUPERVISOR_END_LIMIT, UMOUNT_ANSWER_LIMIT, UMOUNT_GONE_LIMIT};
+use crate::limits::{
+    CONTROL_LINE_BYTES, CONTROL_LINE_LIMIT, SUPERVISOR_END_LIMIT, UMOUNT_ANSWER_LIMIT, UMOUNT_GONE_LIMIT, UNHEARD_REQUESTS_MAX,
+};
 use crate::mountinfo::{self, Changes, MountEntry};
 use crate::run::{MountDir, MountRecord, RunDir, RunError};
 
@@ -245,11 +247,7 @@ fn recorded(run_dir: &RunDir, entry: &MountEntry) -> Result<Option<(MountDir, Mo
 
 fn ask(mount: &MountDir, record: &MountRecord, entry: &MountEntry, lazy: bool) -> Result<Unmounted, UmountError> {
     let path = entry.mountpoint.clone();
-    let asked = || -> io::Result<Response> {
-        let stream = connect(&mount.socket_address())?;
-        write_line(&stream, &Request::Umount { lazy })?;
-        read_line(&stream, UMOUNT_ANSWER_LIMIT)
-    };
+    let asked = || request(&mount.socket_address(), &Request::Umount { lazy });
     let mut answer = asked();
     if let Ok(Response::Busy) = answer {
         match busy(entry) {
@@ -319,6 +317,25 @@ fn ended(mount: &MountDir) {
     let deadline = Instant::now() + SUPERVISOR_END_LIMIT;
     while mount.path().exists() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Asks, and asks again if nobody read it: on a host that is out of breath more than [`CONTROL_LINE_LIMIT`] can pass between a connection and its line.
+fn request(address: &Path, request: &Request) -> io::Result<Response> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let asked = || {
+            let stream = connect(address)?;
+            write_line(&stream, request)?;
+            read_line(&stream, UMOUNT_ANSWER_LIMIT)
+        };
+        match asked() {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+                    && attempts < UNHEARD_REQUESTS_MAX => {}
+            answer => return answer,
+        }
     }
 }
 
@@ -414,6 +431,24 @@ mod tests {
         // One who says nothing does not keep others waiting for long.
         let _silent = connect(&mount.socket_address()).expect("connected");
         assert!(say(&mount, b"{\"request\":\"umount\",\"lazy\":false}\n").is_ok());
+    }
+
+    #[test]
+    fn a_request_that_was_not_heard_is_made_again() {
+        let (_home, run) = run_dir();
+        let (mount, _alive) = run.create("1").expect("made");
+        let listener = listen(&mount).expect("socket");
+        // Nobody waits for its end, so that it cannot hold up a test that fails.
+        thread::spawn(move || {
+            // As a supervisor does that waited for the line for too long.
+            for _ in 1..UNHEARD_REQUESTS_MAX {
+                drop(listener.accept().expect("a connection"));
+            }
+            let (stream, _) = listener.accept().expect("a connection");
+            answer(stream, &|_| Response::Busy).expect("answered");
+        });
+        let answer = request(&mount.socket_address(), &Request::Umount { lazy: false });
+        assert_eq!(answer.expect("answered in the end"), Response::Busy);
     }
 
     #[test]

@@ -192,7 +192,8 @@ fn serve(
     match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
         Ok(dir) => {
             let ledger = Ledger { meter: meter.clone(), store: store.clone(), page: page.clone() };
-            house.set(House::new(&fs, lineage.layers.clone(), dir, ledger)).map_err(|_| "the house is made once")?;
+            let made = House::new(&fs, Arc::clone(&fetcher), lineage.layers.clone(), dir, ledger);
+            house.set(made).map_err(|_| "the house is made once")?;
             spawn("house", {
                 let (house, control) = (Arc::clone(&house), Arc::clone(control));
                 move || house.get().map_or((), |house| house.keep(&control))

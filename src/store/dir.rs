@@ -62,12 +62,10 @@ impl Dir {
         }
     }
 
-    /// Makes the directory `name`, which must not be there, and opens it.
-    pub(super) fn create_dir(&self, name: &str) -> Result<Self, StoreError> {
-        let what = || format!("creating {}", self.path_of(name).display());
+    /// Makes the directory `name`, which must not be there. Whoever opens it next may find it removed by somebody who sweeps.
+    pub(super) fn create_dir(&self, name: &str) -> Result<(), StoreError> {
         self.step("mkdir", name).map_err(self.at("creating", name))?;
-        rustix::fs::mkdirat(&self.fd, name, Mode::RWXU).map_err(disk(what()))?;
-        self.open_dir(name)?.ok_or_else(|| disk(what())(Errno::NOENT))
+        rustix::fs::mkdirat(&self.fd, name, Mode::RWXU).map_err(self.at("creating", name))
     }
 
     /// Makes the file `name`, which must not be there, for reading and writing by us alone.

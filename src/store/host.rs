@@ -8,9 +8,9 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
-use super::locks::try_lock;
+use super::work::WorkDir;
 use crate::failure::{ErrorClass, chain};
-use crate::{limits, rehearsal};
+use crate::rehearsal;
 
 /// Filesystems (by the `f_type` of statfs) on which flock, rename or ctime are not what the store stands on.
 const UNSUITABLE: [(u32, &str); 9] = [
@@ -83,28 +83,11 @@ pub(super) struct Abilities {
 /// Tries what the store stands on, in a directory of its own below `dir`: locks that two descriptors contend for, a rename that does not
 /// replace.
 pub(super) fn probe(dir: &Dir) -> Result<Abilities, StoreError> {
-    let outcome = begin(dir).and_then(|(name, place)| {
-        let outcome = probe_in(dir, &place);
-        dir.remove_tree(&name)?;
-        outcome
-    });
-    match outcome {
+    // Held as an ingest is, for whoever opens the cache at the same time removes what looks left behind.
+    match WorkDir::make(dir, "probe").and_then(|place| probe_in(dir, place.dir())) {
         Err(error) if passes(error.class()) => Ok(Abilities { fallocate: true, trouble: Some(error) }),
         other => other,
     }
-}
-
-/// Makes a directory and locks it, because whoever sweeps takes what nobody has locked for left behind. He may be faster; the next one is ours.
-fn begin(dir: &Dir) -> Result<(String, Dir), StoreError> {
-    for _ in 0..limits::WORK_DIRECTORY_ATTEMPTS {
-        let name = format!("probe.{:016x}", fastrand::u64(..));
-        let place = dir.create_dir(&name)?;
-        let what = || format!("locking {}", place.path().display());
-        if try_lock(&place, "probe", FlockOperation::NonBlockingLockExclusive).map_err(disk(what()))? && dir.names(&name, &place)? {
-            return Ok((name, place));
-        }
-    }
-    Err(disk(format!("locking a directory in {}", dir.path().display()))(Errno::WOULDBLOCK))
 }
 
 /// True for what is no trait of a filesystem, but how it is now. What is in a cache that is full, was made read-only or has run out of descriptors can still be
@@ -176,12 +159,9 @@ mod tests {
     fn a_probe_under_way_is_not_swept() {
         let path = tempfile::tempdir().expect("a directory");
         let store = crate::store::Store::open(path.path()).expect("a cache");
-        let (name, place) = begin(&store.0.ingest).expect("room");
+        let place = WorkDir::make(&store.0.ingest, "probe").expect("room");
         store.0.remove_leftovers().expect("nothing is in the way");
-        probe_in(&store.0.ingest, &place).expect("an ordinary filesystem");
-        drop(place);
-        store.0.remove_leftovers().expect("nothing is in the way");
-        assert!(store.0.ingest.stat(&name).expect("readable").is_none(), "one that was left behind goes");
+        probe_in(&store.0.ingest, place.dir()).expect("an ordinary filesystem");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) struct WorkDir<'store> {
 impl<'store> WorkDir<'store> {
     /// Begins an empty one.
     pub(super) fn begin(store: &'store Inner, layer: &LayerKey) -> Result<Self, StoreError> {
-        let work = Self::unheld(store, layer)?;
+        let work = Self::make(&store.ingest, &layer.file_name())?;
         if let Some(stamp) = stamp(store) {
             let what = || format!("writing {}", work.dir.path_of(STAMP).display());
             let mut file = work.dir.create(STAMP)?;
@@ -45,18 +45,19 @@ impl<'store> WorkDir<'store> {
         Ok(work)
     }
 
-    /// Makes and locks a new one. Whoever sweeps may be faster with the lock, and then removes what looks left behind; the next one is ours.
-    fn unheld(store: &'store Inner, layer: &LayerKey) -> Result<Self, StoreError> {
+    /// Makes and locks a new one, `<prefix>.<random>`. Whoever sweeps may be faster with the lock, and then removes what looks left behind, which can happen
+    /// at any moment before it is ours: the next one may be.
+    pub(super) fn make(parent: &'store Dir, prefix: &str) -> Result<Self, StoreError> {
         let mut attempts = 0;
         loop {
-            let name = format!("{}.{:016x}", layer.file_name(), fastrand::u64(..));
-            store.ingest.create_dir(&name)?;
-            if let Some(work) = Self::take(store, name)? {
+            let name = format!("{prefix}.{:016x}", fastrand::u64(..));
+            parent.create_dir(&name)?;
+            if let Some(work) = Self::take(parent, name)? {
                 return Ok(work);
             }
             attempts += 1;
             if attempts == limits::WORK_DIRECTORY_ATTEMPTS {
-                return Err(disk(format!("locking a directory in {}", store.ingest.path().display()))(rustix::io::Errno::WOULDBLOCK));
+                return Err(disk(format!("locking a directory in {}", parent.path().display()))(rustix::io::Errno::WOULDBLOCK));
             }
         }
     }
@@ -66,7 +67,7 @@ impl<'store> WorkDir<'store> {
         let prefix = format!("{}.", layer.file_name());
         let mut found = None;
         for name in store.ingest.list()?.into_iter().filter(|name| name.starts_with(&prefix)) {
-            let Some(mut work) = Self::take(store, name)? else { continue };
+            let Some(mut work) = Self::take(&store.ingest, name)? else { continue };
             if found.is_none() && begun_by_us(store, &work.dir)? {
                 work.keep = true;
                 found = Some(work);
@@ -87,7 +88,7 @@ impl<'store> WorkDir<'store> {
             // Not locked, not even for a moment: somebody may be about to go on from it.
             let Some(dir) = store.ingest.open_dir(&name)? else { continue };
             if !begun_by_us(store, &dir)? {
-                drop(Self::take(store, name)?);
+                drop(Self::take(&store.ingest, name)?);
             }
         }
         Ok(())
@@ -96,21 +97,21 @@ impl<'store> WorkDir<'store> {
     /// Removes everything that nobody holds, also what could be gone on with.
     pub(super) fn discard(store: &'store Inner) -> Result<(), StoreError> {
         for name in store.ingest.list()?.into_iter().filter(|name| !name.starts_with(documents::DRAFT)) {
-            drop(Self::take(store, name)?);
+            drop(Self::take(&store.ingest, name)?);
         }
         Ok(())
     }
 
     /// Opens and locks one, if nobody holds it.
-    fn take(store: &'store Inner, name: String) -> Result<Option<Self>, StoreError> {
-        let Some(dir) = store.ingest.open_dir(&name)? else { return Ok(None) };
+    fn take(parent: &'store Dir, name: String) -> Result<Option<Self>, StoreError> {
+        let Some(dir) = parent.open_dir(&name)? else { return Ok(None) };
         let free = try_lock(&dir, "ingest", FlockOperation::NonBlockingLockExclusive)
             .map_err(disk(format!("locking {}", dir.path().display())))?;
         // Between opening and locking it may have been renamed into its place.
-        if !free || !store.ingest.names(&name, &dir)? {
+        if !free || !parent.names(&name, &dir)? {
             return Ok(None);
         }
-        Ok(Some(Self { parent: &store.ingest, name, dir: Arc::new(dir), keep: false }))
+        Ok(Some(Self { parent, name, dir: Arc::new(dir), keep: false }))
     }
 
     pub(super) fn dir(&self) -> &Arc<Dir> {
@@ -161,4 +162,46 @@ fn begun_by_us(store: &Inner, dir: &Dir) -> Result<bool, StoreError> {
 fn stamp(store: &Inner) -> Option<String> {
     let boot = store.boot.as_deref()?;
     Some(format!("kitfs ingest {VERSION}, data files from {} bytes, boot {boot}\n", limits::DATA_FILE_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+    use crate::digest::{Algorithm, Digest};
+    use crate::layer::Compression;
+    use crate::store::{Store, host};
+
+    /// Each process that opens a cache sweeps, and each that opens it or fetches makes a directory there.
+    #[test]
+    fn who_begins_beside_one_that_sweeps_is_not_told_that_its_directory_is_gone() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let store = Store::open(folder.path()).expect("a store");
+        let layer = LayerKey { digest: Digest::of(Algorithm::Sha256, b""), is_tar: true, compression: Compression::None };
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        WorkDir::discard(&store.0).expect("what nobody holds goes");
+                    }
+                });
+            }
+            for _ in 0..300 {
+                for outcome in [WorkDir::begin(&store.0, &layer).map(drop), host::probe(&store.0.ingest).map(drop)] {
+                    match outcome {
+                        // Those who sweep were faster each time, which nobody is who does it once.
+                        Err(error) if matches!(error.class(), crate::failure::ErrorClass::Disk(libc::EAGAIN)) => {}
+                        other => other.unwrap_or_else(|error| {
+                            over.store(true, Ordering::Relaxed);
+                            panic!("{}", chain(&error));
+                        }),
+                    }
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
 }

@@ -1,10 +1,12 @@
-//! What a worker does beside serving: it lets go of layers that nobody uses, and writes down for `kitfs status` how each layer stands.
+//! What a worker does beside serving: it lets go of layers that nobody uses and of memory that was fetched with, and writes down for
+//! `kitfs status` how each layer stands.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::SystemTime;
 
 use crate::control::{Control, FromWorker};
+use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::kit::KitLayer;
 use crate::limits::HOUSE_INTERVAL;
@@ -43,6 +45,7 @@ impl Ledger {
 pub(super) struct House {
     /// The filesystem tells it of failures, so it must not keep the filesystem alive.
     fs: Weak<Fs>,
+    fetcher: Arc<Fetcher>,
     layers: Vec<KitLayer>,
     dir: MountDir,
     written: Mutex<Written>,
@@ -59,10 +62,10 @@ struct Written {
 }
 
 impl House {
-    pub(super) fn new(fs: &Arc<Fs>, layers: Vec<KitLayer>, dir: MountDir, ledger: Ledger) -> Self {
+    pub(super) fn new(fs: &Arc<Fs>, fetcher: Arc<Fetcher>, layers: Vec<KitLayer>, dir: MountDir, ledger: Ledger) -> Self {
         let before = dir.read_counts().inspect_err(|error| tracing::warn!(%error, "counts of the mount")).ok().flatten();
         let before = before.map(|counts| counts.totals).unwrap_or_default();
-        Self { fs: Arc::downgrade(fs), layers, dir, written: Mutex::default(), ledger, before }
+        Self { fs: Arc::downgrade(fs), fetcher, layers, dir, written: Mutex::default(), ledger, before }
     }
 
     /// Looks after everything once in a while, for as long as there is a filesystem.
@@ -73,6 +76,7 @@ impl House {
             });
             drop(fs);
             self.report();
+            self.fetcher.tidy_up();
             log::tell_left_out();
             thread::sleep(HOUSE_INTERVAL);
         }

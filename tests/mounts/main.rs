@@ -25,6 +25,7 @@ mod kits;
 mod knobs;
 mod laziness;
 mod log;
+mod many;
 mod meanings;
 mod metrics;
 mod modelpack;
