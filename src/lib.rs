@@ -24,6 +24,7 @@ pub mod admission;
 pub mod archive;
 pub mod audit;
 pub mod cli;
+pub mod clock;
 pub mod control;
 pub mod credentials;
 pub mod daemon;

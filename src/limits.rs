@@ -66,6 +66,8 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(600);
 /// Longest wait after a full disk and the like, which can be over at any moment.
 pub const BACKOFF_DISK_MAX: Duration = Duration::from_secs(5);
+/// How far the time of day may be from where it should be before it counts as a clock that was set; what clocks are corrected by otherwise is less.
+pub const CLOCK_STEP: Duration = Duration::from_secs(2);
 /// A tar layer up to this size in bytes is fetched in the background by `--prefetch small`.
 pub const PREFETCH_LAYER_BYTES: u64 = 16 << 20;
 /// What `--prefetch small` fetches in all, in bytes.

@@ -310,7 +310,8 @@ impl RunDir {
             }
             let Ok(dir) = open_folder(&self.dir, &name) else { continue };
             let changed = Duration::from_secs(u64::try_from(fstat(&dir)?.st_mtime).unwrap_or_default());
-            let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).unwrap_or_default();
+            // One from a future that a clock showed for a while is no newer.
+            let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).unwrap_or_else(|ahead| ahead.duration());
             if age > ABANDONED_AFTER {
                 remove_folder(&self.dir, &name, &dir)?;
             }

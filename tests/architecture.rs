@@ -52,7 +52,7 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("filter", &["path"]),
     ("signature", &["digest", "json", "limits"]),
     ("tree", &["digest", "filter", "index", "node", "path"]),
-    ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
+    ("store", &["archive", "clock", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "source", "verify"]),
     ("referrers", &["descriptor", "digest", "failure", "json", "limits", "oci", "policy", "signature", "source", "store", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "store", "tree", "wait"]),
     ("tuf", &["limits", "signature"]),

@@ -81,8 +81,9 @@ impl<'store> WorkDir<'store> {
         for name in store.ingest.list()? {
             let Some(stat) = store.ingest.stat(&name)? else { continue };
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                let age = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()).saturating_sub(stat.st_mtime as u64);
-                if age > limits::LEFTOVER_SECONDS {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+                // One from a future that a clock showed for a while is no newer.
+                if now.abs_diff(stat.st_mtime as u64) > limits::LEFTOVER_SECONDS {
                     store.ingest.unlink(&name)?;
                 }
                 continue;
@@ -99,7 +100,11 @@ impl<'store> WorkDir<'store> {
     /// Removes everything that nobody holds, also what could be gone on with.
     pub(super) fn discard(store: &'store Inner) -> Result<(), StoreError> {
         for name in store.ingest.list()? {
-            drop(Self::take(store, name)?);
+            // Files are documents that somebody writes right now, or are swept.
+            let is_dir = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if store.ingest.stat(&name)?.is_some_and(is_dir) {
+                drop(Self::take(store, name)?);
+            }
         }
         Ok(())
     }
