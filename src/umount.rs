@@ -226,7 +226,17 @@ fn answer(stream: UnixStream, handler: &impl Fn(Request) -> Response) -> io::Res
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {} may not ask", peer.uid.as_raw())));
     }
     let request = read_line(&stream, CONTROL_LINE_LIMIT)?;
+    // After a supervisor was stopped for long: whoever asked has said by now that it does not answer and that the mount stays.
+    if has_hung_up(&stream)? {
+        return Err(io::Error::new(io::ErrorKind::BrokenPipe, "whoever asked gave up"));
+    }
     write_line(&stream, &handler(request))
+}
+
+fn has_hung_up(stream: &UnixStream) -> io::Result<bool> {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR))
 }
 
 /// The live mount whose record is about `entry`.

@@ -34,6 +34,7 @@ mod references;
 mod single_flight;
 mod sources;
 mod tamper;
+mod stops;
 mod transport;
 mod tree_model;
 mod waits;
