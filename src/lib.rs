@@ -61,6 +61,7 @@ pub mod path;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
+pub mod protocol;
 pub mod referrers;
 pub mod registry;
 pub(crate) mod rehearsal;

@@ -142,6 +142,11 @@ pub const KILLED_PATIENCE: Duration = Duration::from_secs(5);
 pub const STOPPED_PATIENCE: Duration = Duration::from_millis(800);
 /// How long `kitfs umount` waits for its supervisor's answer.
 pub const UMOUNT_PATIENCE: Duration = Duration::from_secs(4);
+/// How long a program that took the place of a supervisor's own may take to say which protocol it speaks; readers wait for it, once for each such program. It
+/// reads nothing for it and takes milliseconds.
+pub const PROTOCOL_ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Bytes of such an answer: a short line.
+pub const PROTOCOL_ANSWER_BYTES: usize = 128;
 /// Requests that the kernel sends ahead of answers (read-ahead); its default of 12 to 16 makes parallel readers wait for each other.
 pub const FUSE_BACKGROUND_MAX: u16 = 64;
 /// Read-ahead in KiB where we may set it: the largest READ that the kernel sends by default.

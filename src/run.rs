@@ -57,6 +57,9 @@ pub struct MountRecord {
     pub digest: Digest,
     /// The supervisor.
     pub supervisor_pid: u32,
+    /// The version of kitfs that it is; one from before that was told says nothing.
+    #[serde(default)]
+    pub supervisor_version: Option<String>,
     /// Since when it serves; see [`now`].
     pub since: String,
     /// The cache.
@@ -87,12 +90,15 @@ pub struct MountRecord {
 }
 
 /// `state.json`: how the mount is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountState {
     /// What it does.
     pub state: Phase,
     /// The worker, while one runs.
     pub worker_pid: Option<u32>,
+    /// The version of kitfs that it is, which is not the supervisor's where kitfs was replaced since.
+    #[serde(default)]
+    pub worker_version: Option<String>,
     /// How often a worker was replaced.
     pub restarts: u32,
 }

@@ -443,6 +443,7 @@ mod tests {
             reference: "reg.example/a:v1".to_owned(),
             digest: format!("sha256:{}", "0".repeat(64)).parse().expect("digest"),
             supervisor_pid: std::process::id(),
+            supervisor_version: None,
             since: crate::run::now(),
             cache_dir: "/var/cache/kitfs".into(),
             device: entry.device,

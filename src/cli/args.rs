@@ -13,6 +13,7 @@ use crate::filter::{Filter, Glob, Globs, Selection};
 use crate::log::Format;
 use crate::metrics::Address;
 use crate::plan::Prefetch;
+use crate::protocol::PROTOCOL_COMMAND;
 use crate::store::CacheSize;
 use crate::vsa::VerifierId;
 use crate::worker;
@@ -96,6 +97,9 @@ pub(crate) enum Command {
     /// Serve a mount; started by its supervisor
     #[command(name = "__worker", hide = true)]
     Worker(Box<worker::Inherited>),
+    /// Say which protocol workers of this program speak; asked by the supervisor of a mount that an older one made
+    #[command(name = PROTOCOL_COMMAND, hide = true)]
+    Protocol,
 }
 
 /// Which cache.

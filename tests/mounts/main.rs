@@ -38,3 +38,5 @@ mod stops;
 mod transport;
 mod tree_model;
 mod waits;
+mod upgrade;
+mod versions;
