@@ -36,9 +36,11 @@ fn whoever_was_stopped_together_goes_on_as_if_nothing_had_been() {
     let processes: Vec<i32> = mounts.iter().flat_map(|mount| [mount.supervisor_pid(), mount.worker_pid()]).collect();
     processes.iter().for_each(|&pid| signal_process(pid, Signal::STOP));
     thread::sleep(LONG);
-    // The waiter first: the other one does not get to show that it lives before it was looked at.
-    processes.iter().rev().for_each(|&pid| signal_process(pid, Signal::CONT));
-    thread::sleep(Duration::from_millis(500));
+    // The one who waits goes on first, and finds that the other one has said nothing for all that time.
+    let [working, waiting] = [&processes[..2], &processes[2..]];
+    waiting.iter().for_each(|&pid| signal_process(pid, Signal::CONT));
+    thread::sleep(Duration::from_secs(1));
+    working.iter().for_each(|&pid| signal_process(pid, Signal::CONT));
     // The lock of the place beside him is made when it is first tried for.
     let beside = host.cache().join("v1/locks").join(format!("{}.ingest.1", kit.layer("data").stored_name()));
     assert!(beside.with_extension("").exists() && !beside.exists(), "somebody works beside one who lives");
