@@ -36,6 +36,7 @@ use tokio::runtime::Runtime;
 use crate::credentials;
 use crate::limits;
 use crate::oci::Reference;
+use crate::protocol::Spoken;
 use crate::resolve::{self, Access, Pinned, PinnedBy};
 use crate::source::SourceOptions;
 use crate::store::Store;
@@ -77,6 +78,7 @@ fn dispatch(command: Command) -> Result<Exit, CliError> {
         Command::Man => print(&manual::page().map_err(CliError::Output)?),
         Command::Supervisor(arguments) => serve::supervisor(&arguments),
         Command::Worker(arguments) => serve::worker(&arguments),
+        Command::Protocol => print(Spoken::own().to_string().as_bytes()),
     }
 }
 

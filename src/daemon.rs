@@ -408,7 +408,7 @@ fn signal(child: &Child, signal: Signal) -> io::Result<()> {
 }
 
 /// Waits until the child has ended.
-fn ended(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+pub(crate) fn ended(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     if let Ok(Some(status)) = child.try_wait() {
         return Some(status);
     }

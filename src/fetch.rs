@@ -10,10 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::{Handle, Runtime};
 
+use crate::clock::since_boot;
 use crate::digest::Digest;
 use crate::failure::{ErrorClass, chain};
 use crate::layer::LayerSpec;
-use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, DEMANDED_FETCHES_MAX};
+use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, CLOCK_STEP, DEMANDED_FETCHES_MAX};
 use crate::metrics::Meter;
 use crate::source::{Source, SourceError};
 use crate::store::{Store, StoreError, VerifiedLayer};
@@ -99,7 +100,8 @@ struct State {
     /// Somebody waits for the running fetch, so that its failure counts as a reader's.
     awaited: bool,
     failures: u32,
-    failed: Option<(Failed, Instant)>,
+    /// The last failure, and the time since boot at which its back-off is over.
+    failed: Option<(Failed, Duration)>,
 }
 
 impl Fetcher {
@@ -148,7 +150,7 @@ impl Fetcher {
         let state = inner.state(slot);
         if let Some((failed, until)) = &state.failed
             && !state.running
-            && Instant::now() < *until
+            && since_boot() < *until
         {
             return Wanted::Failing(failed.clone());
         }
@@ -195,10 +197,13 @@ impl Fetcher {
     pub fn standing(&self, slot: u16) -> Standing {
         let mut inner = self.lock();
         let state = inner.state(slot);
-        match &state.failed {
+        match &mut state.failed {
             _ if state.running => Standing::Running,
             _ if state.queued => Standing::Queued,
-            Some((failed, _)) => Standing::Failed(failed.clone()),
+            Some((failed, until)) => {
+                failed.retry_at = shown(failed.retry_at, SystemTime::now(), until.saturating_sub(since_boot()));
+                Standing::Failed(failed.clone())
+            }
             None => Standing::Idle,
         }
     }
@@ -362,7 +367,7 @@ impl Inner {
             state.failures += 1;
         }
         let (failed, until) = failure(class, message, retry_at, state.failures);
-        state.failed = Some((failed.clone(), if awaited { until } else { Instant::now() }));
+        state.failed = Some((failed.clone(), if awaited { until } else { since_boot() }));
         Some(failed)
     }
 }
@@ -372,7 +377,7 @@ fn is_full(error: &StoreError) -> bool {
 }
 
 /// A failure and when its back-off ends: 30 s doubling to 10 min, but seconds for what frees itself (a full disk, no descriptors).
-fn failure(class: ErrorClass, message: String, retry_at: Option<SystemTime>, failures: u32) -> (Failed, Instant) {
+fn failure(class: ErrorClass, message: String, retry_at: Option<SystemTime>, failures: u32) -> (Failed, Duration) {
     let doubled = |first: Duration| first.saturating_mul(1 << failures.saturating_sub(1).min(10));
     let wait = match class {
         ErrorClass::Disk(_) => doubled(Duration::from_secs(1)).min(BACKOFF_DISK_MAX),
@@ -380,5 +385,53 @@ fn failure(class: ErrorClass, message: String, retry_at: Option<SystemTime>, fai
     };
     let asked = retry_at.and_then(|at| at.duration_since(SystemTime::now()).ok()).unwrap_or_default();
     let wait = wait.max(asked.min(BACKOFF_MAX));
-    (Failed { class, message, retry_at: SystemTime::now() + wait }, Instant::now() + wait)
+    (Failed { class, message, retry_at: SystemTime::now() + wait }, since_boot() + wait)
+}
+
+/// The time of day to show for the end of a back-off, of which so much is `left`: the one that was shown before, unless the clock jumped since.
+fn shown(before: SystemTime, now: SystemTime, left: Duration) -> SystemTime {
+    let right = now + left;
+    let ahead = before.duration_since(right).is_ok_and(|by| by > CLOCK_STEP);
+    let behind = !left.is_zero() && right.duration_since(before).is_ok_and(|by| by > CLOCK_STEP);
+    if ahead || behind { right } else { before }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    const YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+    #[test]
+    fn the_end_of_a_back_off_is_shown_as_the_clock_has_it_now() {
+        let now = UNIX_EPOCH + 5 * YEARS;
+        let second = Duration::from_secs(1);
+        for (before, left, expected) in [
+            (now + 30 * second, 30 * second, now + 30 * second),
+            // Looking at the clock twice takes a moment, which is no reason to say something else each time.
+            (now + 31 * second, 30 * second, now + 31 * second),
+            (now + 29 * second, 30 * second, now + 29 * second),
+            // The clock went back, or ahead.
+            (now + YEARS, 30 * second, now + 30 * second),
+            (now - YEARS, 30 * second, now + 30 * second),
+            // It is over; that stays true, unless the clock says otherwise.
+            (now - YEARS, Duration::ZERO, now - YEARS),
+            (now + YEARS, Duration::ZERO, now),
+        ] {
+            assert_eq!(shown(before, now, left), expected, "{before:?} {left:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_registry_asks_for_in_another_century_is_waited_for_ten_minutes_at_most() {
+        for (retry_at, wait) in
+            [(Some(SystemTime::now() + YEARS), BACKOFF_MAX), (Some(SystemTime::now() - YEARS), BACKOFF_FIRST), (None, BACKOFF_FIRST)]
+        {
+            let before = since_boot();
+            let (_, until) = failure(ErrorClass::Network, "gone".into(), retry_at, 1);
+            assert!(until >= before + wait && until <= since_boot() + wait, "{retry_at:?}");
+        }
+    }
 }

@@ -42,6 +42,8 @@ mod tests;
 use std::io;
 
 pub use builder::IndexBuilder;
+#[cfg(test)]
+pub(crate) use format::VERSION;
 pub use reader::{Index, Segments};
 
 use crate::digest::Digest;

@@ -68,6 +68,8 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(600);
 /// Longest wait after a full disk and the like, which can be over at any moment.
 pub const BACKOFF_DISK_MAX: Duration = Duration::from_secs(5);
+/// How far the time of day may be from where it should be before it counts as a clock that was set; what clocks are corrected by otherwise is less.
+pub const CLOCK_STEP: Duration = Duration::from_secs(2);
 /// A tar layer up to this size in bytes is fetched in the background by `--prefetch small`.
 pub const PREFETCH_LAYER_BYTES: u64 = 16 << 20;
 /// What `--prefetch small` fetches in all, in bytes.
@@ -143,6 +145,11 @@ pub const KILLED_PATIENCE: Duration = Duration::from_secs(5);
 pub const STOPPED_PATIENCE: Duration = Duration::from_millis(800);
 /// How long `kitfs umount` waits for its supervisor's answer.
 pub const UMOUNT_PATIENCE: Duration = Duration::from_secs(4);
+/// How long a program that took the place of a supervisor's own may take to say which protocol it speaks; readers wait for it, once for each such program. It
+/// reads nothing for it and takes milliseconds.
+pub const PROTOCOL_ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Bytes of such an answer: a short line.
+pub const PROTOCOL_ANSWER_BYTES: usize = 128;
 /// Requests that the kernel sends ahead of answers (read-ahead); its default of 12 to 16 makes parallel readers wait for each other.
 pub const FUSE_BACKGROUND_MAX: u16 = 64;
 /// Read-ahead in KiB where we may set it: the largest READ that the kernel sends by default.

@@ -418,6 +418,39 @@ impl Drop for InHandler<'_> {
     }
 }
 
+/// The layout in words, to notice that it changed: where each field begins, and how long the whole is.
+#[cfg(test)]
+pub(crate) fn layout() -> String {
+    use std::mem::offset_of;
+    let fields = [
+        offset_of!(Layout, version),
+        offset_of!(Layout, heartbeat),
+        offset_of!(Layout, rounds),
+        offset_of!(Layout, minor),
+        offset_of!(Layout, max_readahead),
+        offset_of!(Layout, capabilities),
+        offset_of!(Layout, io_mode),
+        offset_of!(Layout, restarts),
+        offset_of!(Layout, parked),
+        offset_of!(Layout, handlers),
+        offset_of!(Layout, poisoned),
+        offset_of!(Layout, handles),
+        offset_of!(Layout, checksums),
+        offset_of!(Layout, replaced),
+        offset_of!(Layout, backing),
+    ];
+    let backing = [
+        offset_of!(Backing, node),
+        offset_of!(Backing, id),
+        offset_of!(Backing, count),
+        offset_of!(Backing, device),
+        offset_of!(Backing, inode),
+        size_of::<Backing>(),
+    ];
+    let replaced = [offset_of!(Replaced, inode), offset_of!(Replaced, count), size_of::<Replaced>()];
+    format!("{VERSION:x} {fields:?} {backing:?} {replaced:?} {}", size_of::<Layout>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

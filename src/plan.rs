@@ -348,6 +348,38 @@ impl MountPlan {
         }
     }
 
+    /// One in which nothing is left out, to notice that the form changed.
+    #[cfg(test)]
+    pub(crate) fn full() -> Self {
+        let digest = Digest::of(crate::digest::Algorithm::Sha256, b"{}");
+        let found = ReferenceRecord {
+            reference: "reg.example/base:v1".into(),
+            digest,
+            pinned_by: "source".into(),
+            source: "reg.example/base:v1".into(),
+            part: "model".into(),
+            path: ".".into(),
+        };
+        Self {
+            id: "0".into(),
+            selection: Selection { filters: vec!["model:name".parse().expect("a filter")], ..Selection::default() },
+            access: SourceOptions {
+                plain_http: true,
+                ca_cert: Some("/ca".into()),
+                offline: true,
+                kitops_home: Some("/home".into()),
+                connections: Some(2),
+            },
+            jobs: Some(3),
+            references: vec![PlannedKit { found, manifest: b"{}".to_vec(), config: b"{}".to_vec() }],
+            remote: vec![RemoteRecord { path: "far".into(), address: "s3://bucket".into() }],
+            audit: Some(AuditPlan { path: "/audit".into(), best_effort: true }),
+            metrics: Some(Address::Unix("/metrics".into())),
+            admissions: vec![crate::fixtures::admission("reg.example/a:v1", &["alice@example.com"])],
+            ..Self::of_nothing()
+        }
+    }
+
     /// The same with these admissions.
     #[cfg(test)]
     pub(crate) fn admitted_by(self, admissions: Vec<Admission>) -> Self {

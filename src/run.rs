@@ -58,6 +58,9 @@ pub struct MountRecord {
     pub digest: Digest,
     /// The supervisor.
     pub supervisor_pid: u32,
+    /// The version of kitfs that it is; one from before that was told says nothing.
+    #[serde(default)]
+    pub supervisor_version: Option<String>,
     /// Since when it serves; see [`now`].
     pub since: String,
     /// The cache.
@@ -91,12 +94,15 @@ pub struct MountRecord {
 }
 
 /// `state.json`: how the mount is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountState {
     /// What it does.
     pub state: Phase,
     /// The worker, while one runs.
     pub worker_pid: Option<u32>,
+    /// The version of kitfs that it is, which is not the supervisor's where kitfs was replaced since.
+    #[serde(default)]
+    pub worker_version: Option<String>,
     /// How often a worker was replaced.
     pub restarts: u32,
 }
@@ -328,7 +334,8 @@ impl RunDir {
             }
             let Ok(dir) = open_folder(&self.dir, &name) else { continue };
             let changed = Duration::from_secs(u64::try_from(fstat(&dir)?.st_mtime).unwrap_or_default());
-            let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).unwrap_or_default();
+            // One from a future that a clock showed for a while is no newer.
+            let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).unwrap_or_else(|ahead| ahead.duration());
             if age > ABANDONED_AFTER {
                 remove_folder(&self.dir, &name, &dir)?;
             }

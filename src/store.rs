@@ -32,6 +32,16 @@
 //! is none if it is empty), beside an empty pack, and the one entry of its index. Everything below `v1` is for our user alone (0700), files in their place are 0444 and are never written or
 //! cut again: others have them mapped. What replaces a file or directory comes by rename.
 //!
+//! # Caches of other versions
+//!
+//! The version of the format is a part of every path but two: `lock` and `limit` are for all versions, since they share a disk. What lies in the folder of another version
+//! (`v0`, `v2`) is its own: it is not read, counted, evicted, pruned or removed. Two versions side by side are two caches; they
+//! fetch what each needs, and each keeps to the limit for itself. Names in `v1` that mean nothing to us are left alone, but for `ingest` and `trash`, which hold
+//! nothing that anybody could miss. A `limit` that we cannot read counts as none, and stays until somebody gives another.
+//!
+//! Within `v1`, an index says its own version. One of another is not read but made anew, from `pack` and data by the pass that verifies, without network; the
+//! older kitfs beside us does the same with ours. Work under way says its version in `begun`, and is begun again by another. Records are JSON with room for more keys.
+//!
 //! # What a recalled layer rests on
 //!
 //! Nobody but the owner of the cache can write below `v1`; a layer is renamed into its place only after its blob matched; and each file still has

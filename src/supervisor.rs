@@ -7,6 +7,7 @@
 //! next. A plain SIGKILL is somebody else's doing; any other death was its own, and if a request was in a handler at two of those, that request is answered with
 //! an error from then on.
 
+mod program;
 mod session;
 mod trial;
 mod worker;
@@ -22,9 +23,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use self::program::Program;
 use self::session::Mounted;
 pub use self::trial::{Trial, trial};
-use self::worker::{Death, Outlets, Worker};
+use self::worker::{Death, Makings, Outlets, Worker};
 use crate::audit::{AuditError, Trail};
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
@@ -38,6 +40,7 @@ use crate::metrics::{Address, Bound};
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
 use crate::plan::{MountPlan, Settings};
+use crate::protocol::Spoken;
 use crate::run::{self, Alive, MountDir, MountRecord, MountState, Phase};
 use crate::store::Held;
 use crate::umount::{self, Detached, Request, Response};
@@ -97,6 +100,7 @@ pub fn run(plan: &MountPlan, dir: &MountDir, log: &Destination, alive: Alive, re
 struct Supervisor<'a> {
     plan: &'a MountPlan,
     plan_fd: OwnedFd,
+    program: Program,
     /// Where workers log to.
     log: &'a Destination,
     trail: &'a Trail,
@@ -143,6 +147,7 @@ impl<'a> Supervisor<'a> {
         let own = |what| move |source| SupervisorError::Own { what, source };
         worker::raise_descriptor_limit();
         let plan_fd = plan.seal().map_err(own("its plan"))?;
+        let program = Program::own().map_err(own("its own program"))?;
         let signals = worker::signals().map_err(own("signals"))?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
@@ -159,6 +164,7 @@ impl<'a> Supervisor<'a> {
         let supervisor = Self {
             plan,
             plan_fd,
+            program,
             log,
             trail,
             metrics,
@@ -275,14 +281,16 @@ impl<'a> Supervisor<'a> {
         }
         let begin = FromSupervisor::Begin { cautious: self.is_cautious(), stopping: self.stopping };
         let outlets = Outlets { log: self.log, metrics: self.metrics.as_ref() };
-        match Worker::start(self.plan, &self.plan_fd, outlets, &self.mounted, &self.page, &self.held, &begin) {
+        let makings = Makings { program: self.program.next(), plan: self.plan, plan_fd: &self.plan_fd };
+        match Worker::start(makings, outlets, &self.mounted, &self.page, &self.held, &begin) {
             Ok(worker) => {
-                tracing::debug!(pid = worker.pid(), "worker started");
+                tracing::debug!(pid = worker.pid(), version = worker.version, "worker started");
                 self.worker = Some(worker);
                 self.ticks.silent = 0;
             }
             Err(error) => {
                 tracing::error!(%error, "cannot start a worker");
+                self.program.reject();
                 self.failure = Some(format!("cannot start a worker: {error}"));
                 self.unready += 1;
                 self.start_at = Instant::now() + delay(self.unready);
@@ -357,6 +365,9 @@ impl<'a> Supervisor<'a> {
         self.start_at = Instant::now();
         if !worker.ready {
             self.unready += 1;
+            if worker.succeeds && death.is_own_fault() {
+                self.program.reject();
+            }
             // One that lets nobody wait has less to do, so that it is worth a try without a pause; but only one.
             if !self.stopping || worker.began_stopping {
                 self.start_at += delay(self.unready);
@@ -519,6 +530,7 @@ impl<'a> Supervisor<'a> {
             reference: self.plan.reference.clone(),
             digest: self.plan.digest,
             supervisor_pid: std::process::id(),
+            supervisor_version: Some(Spoken::own().version),
             since: self.since.clone(),
             cache_dir: self.plan.cache_dir.clone(),
             device: self.mounted.number,
@@ -548,7 +560,8 @@ impl<'a> Supervisor<'a> {
             Some(worker) if worker.ready => Phase::Serving,
             _ => Phase::Restarting,
         };
-        let state = MountState { state, worker_pid: self.worker.as_ref().map(Worker::pid), restarts: self.page.restarts() };
+        let (worker_pid, worker_version) = self.worker.as_ref().map(|worker| (worker.pid(), worker.version.clone())).unzip();
+        let state = MountState { state, worker_pid, worker_version, restarts: self.page.restarts() };
         if let Err(error) = self.dir.write_record(&self.record()).and_then(|()| self.dir.write_state(&state)) {
             tracing::warn!(error = &error as &dyn Error, "state of the mount");
         }

@@ -228,7 +228,17 @@ fn answer(stream: UnixStream, handler: &impl Fn(Request) -> Response) -> io::Res
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {} may not ask", peer.uid.as_raw())));
     }
     let request = read_line(&stream, CONTROL_LINE_LIMIT)?;
+    // After a supervisor was stopped for long: whoever asked has said by now that it does not answer and that the mount stays.
+    if has_hung_up(&stream)? {
+        return Err(io::Error::new(io::ErrorKind::BrokenPipe, "whoever asked gave up"));
+    }
     write_line(&stream, &handler(request))
+}
+
+fn has_hung_up(stream: &UnixStream) -> io::Result<bool> {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR))
 }
 
 /// The live mount whose record is about `entry`.
@@ -468,6 +478,7 @@ mod tests {
             reference: "reg.example/a:v1".to_owned(),
             digest: format!("sha256:{}", "0".repeat(64)).parse().expect("digest"),
             supervisor_pid: std::process::id(),
+            supervisor_version: None,
             since: crate::run::now(),
             cache_dir: "/var/cache/kitfs".into(),
             device: entry.device,

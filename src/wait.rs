@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::clock::Lived;
 use crate::limits::{FOREIGN_CALLER_SILENCE, KERNEL_TIMEOUT_MARGIN, PARKED_MAX, WATCH_INTERVAL};
 use crate::metrics::Meter;
 use crate::tree::Group;
@@ -71,13 +72,15 @@ struct Inner {
     count: usize,
     stopping: bool,
     watching: bool,
+    /// The watcher's time: when it and the fetch were stopped, nobody was silent.
+    lived: Lived,
 }
 
 struct Parked {
     caller: Caller,
     since: Instant,
     /// For callers without a visible process: when something last came, and how much there was.
-    progress: (Instant, u64),
+    progress: (Duration, u64),
     resume: Resume,
 }
 
@@ -112,7 +115,8 @@ impl Waiters {
             return resume(Err(errno));
         }
         inner.count += 1;
-        inner.parked.entry(need).or_default().push(Parked { caller, since: now, progress: (now, 0), resume });
+        let lived = inner.lived.passed();
+        inner.parked.entry(need).or_default().push(Parked { caller, since: now, progress: (lived, 0), resume });
         if !inner.watching {
             inner.watching = true;
             let waiters = Arc::clone(self);
@@ -198,17 +202,18 @@ impl Waiters {
         let fetched: HashMap<Need, u64> = needs.into_iter().map(|need| (need, (self.fetched)(need))).collect();
         let mut ended = Vec::new();
         let mut inner = self.lock();
+        let lived = inner.lived.look(now);
         for (need, parked) in &mut inner.parked {
             let fetched = fetched.get(need).copied().unwrap_or_default();
             let taken = parked.extract_if(.., |parked| {
                 if fetched != parked.progress.1 {
-                    parked.progress = (now, fetched);
+                    parked.progress = (lived, fetched);
                 }
-                parked.verdict(now, &signals, self.patience).is_some()
+                parked.verdict(now, lived, &signals, self.patience).is_some()
             });
             for parked in taken {
                 self.meter.waited(now.duration_since(parked.since));
-                let errno = parked.verdict(now, &signals, self.patience).unwrap_or(Errno::INTR);
+                let errno = parked.verdict(now, lived, &signals, self.patience).unwrap_or(Errno::INTR);
                 ended.push((parked.resume, errno));
             }
         }
@@ -225,12 +230,12 @@ impl std::fmt::Debug for Waiters {
 }
 
 impl Parked {
-    fn verdict(&self, now: Instant, signals: &HashMap<u32, Signals>, patience: Option<Duration>) -> Option<Errno> {
+    fn verdict(&self, now: Instant, lived: Duration, signals: &HashMap<u32, Signals>, patience: Option<Duration>) -> Option<Errno> {
         if patience.is_some_and(|patience| now.duration_since(self.since) >= patience) {
             return Some(Errno::TIMEDOUT);
         }
         if self.caller.pid == 0 {
-            let silent = now.duration_since(self.progress.0) >= FOREIGN_CALLER_SILENCE;
+            let silent = lived.saturating_sub(self.progress.0) >= FOREIGN_CALLER_SILENCE;
             return silent.then_some(Errno::TIMEDOUT);
         }
         signals.get(&self.caller.pid)?.end(self.caller.call).then_some(Errno::INTR)
@@ -347,6 +352,17 @@ mod tests {
             assert_eq!(signals.end(Call::Open), open, "open {signals:?}");
             assert_eq!(signals.end(Call::Other), other, "other {signals:?}");
         }
+    }
+
+    #[test]
+    fn a_caller_whom_nobody_can_see_is_not_given_up_for_a_time_in_which_nothing_ran() {
+        let begin = Instant::now();
+        let caller = Caller { pid: 0, call: Call::Open };
+        let parked = Parked { caller, since: begin, progress: (Duration::from_secs(1), 0), resume: Box::new(|_| {}) };
+        let verdict = |lived| parked.verdict(begin + Duration::from_secs(3600), lived, &HashMap::new(), None);
+        assert_eq!(verdict(Duration::from_secs(2)), None);
+        assert_eq!(verdict(FOREIGN_CALLER_SILENCE), None);
+        assert_eq!(verdict(FOREIGN_CALLER_SILENCE + Duration::from_secs(1)), Some(Errno::TIMEDOUT));
     }
 
     fn waiters() -> Arc<Waiters> {

@@ -52,7 +52,10 @@ const STANDS_ON: &[(&str, &[&str])] = &[
     ("filter", &["path"]),
     ("signature", &["digest", "json", "limits"]),
     ("tree", &["digest", "filter", "index", "node", "path"]),
-    ("store", &["archive", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "rehearsal", "source", "verify"]),
+    (
+        "store",
+        &["archive", "clock", "descriptor", "digest", "failure", "index", "inflate", "layer", "limits", "rehearsal", "source", "verify"],
+    ),
     ("referrers", &["descriptor", "digest", "failure", "json", "limits", "oci", "policy", "signature", "source", "store", "verify"]),
     ("fs", &["digest", "failure", "fetch", "index", "kit", "layer", "limits", "node", "rehearsal", "store", "tree", "wait"]),
     ("tuf", &["limits", "signature"]),

@@ -16,6 +16,7 @@ use crate::daemon::SupervisorArgs;
 use crate::log::Format;
 use crate::metrics::Address;
 use crate::plan::Prefetch;
+use crate::protocol::PROTOCOL_COMMAND;
 use crate::worker;
 
 pub(crate) use cache::{Cache, CacheCommand, CacheList, CachePath, CachePrune, CacheUnpin};
@@ -101,6 +102,9 @@ pub(crate) enum Command {
     /// Serve a mount; started by its supervisor
     #[command(name = "__worker", hide = true)]
     Worker(Box<worker::Inherited>),
+    /// Say which protocol workers of this program speak; asked by the supervisor of a mount that an older one made
+    #[command(name = PROTOCOL_COMMAND, hide = true)]
+    Protocol,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -62,7 +62,9 @@ struct Mount {
     digest: String,
     state: &'static str,
     supervisor_pid: u32,
+    supervisor_version: Option<String>,
     worker_pid: Option<u32>,
+    worker_version: Option<String>,
     restarts: u32,
     since: String,
     cache_dir: String,
@@ -142,8 +144,8 @@ impl Mount {
 
     fn new(record: MountRecord, state: Option<MountState>, layers: Vec<LayerReport>, counts: MountCounts, alive: bool) -> Self {
         // Before the first word of its supervisor no worker answers yet.
-        let MountState { state, worker_pid, restarts } =
-            state.unwrap_or(MountState { state: Phase::Restarting, worker_pid: None, restarts: 0 });
+        let MountState { state, worker_pid, worker_version, restarts } =
+            state.unwrap_or(MountState { state: Phase::Restarting, worker_pid: None, worker_version: None, restarts: 0 });
         let state = match state {
             _ if !alive => "dead",
             Phase::Serving => "serving",
@@ -156,7 +158,9 @@ impl Mount {
             digest: record.digest.to_string(),
             state,
             supervisor_pid: record.supervisor_pid,
+            supervisor_version: record.supervisor_version,
             worker_pid: worker_pid.filter(|_| alive),
+            worker_version: worker_version.filter(|_| alive),
             restarts,
             since: record.since,
             cache_dir: record.cache_dir.to_string_lossy().into_owned(),
@@ -176,7 +180,14 @@ impl Mount {
 
     fn text(&self) -> String {
         let Self { state, since, supervisor_pid, restarts, .. } = self;
-        let worker = self.worker_pid.map_or_else(|| "no worker".to_owned(), |pid| format!("worker {pid}"));
+        // Versions are worth a word where there are two.
+        let of = |version: &Option<String>| match version {
+            Some(version) if self.supervisor_version != self.worker_version => format!(" (kitfs {version})"),
+            _ => String::new(),
+        };
+        let (supervisor_of, worker_of) =
+            (of(&self.supervisor_version.clone().filter(|_| self.worker_pid.is_some())), of(&self.worker_version));
+        let worker = self.worker_pid.map_or_else(|| "no worker".to_owned(), |pid| format!("worker {pid}{worker_of}"));
         let passthrough = if self.passthrough { "passthrough" } else { "no passthrough" };
         let cached = self.layers.iter().filter(|layer| layer.state == "cached").count();
         let here: u64 = self.layers.iter().map(|layer| layer.fetched.min(layer.size)).fold(0, u64::saturating_add);
@@ -185,7 +196,7 @@ impl Mount {
         for (key, value) in [
             ("reference", &self.reference),
             ("digest", &self.digest),
-            ("state", &format!("{state} since {since}; supervisor {supervisor_pid}, {worker}, {restarts} restarts")),
+            ("state", &format!("{state} since {since}; supervisor {supervisor_pid}{supervisor_of}, {worker}, {restarts} restarts")),
             ("cache", &format!("{} ({passthrough})", self.cache_dir)),
             ("log", &self.log),
             ("layers", &format!("{cached} of {} cached, {} of {}", self.layers.len(), BinaryBytes(here), BinaryBytes(all))),
@@ -367,6 +378,7 @@ mod tests {
             reference: "reg.example/acme/m:v1".into(),
             digest,
             supervisor_pid: 10,
+            supervisor_version: Some("0.1.0".into()),
             since: "2026-11-24T10:00:00Z".into(),
             cache_dir: "/var/cache/kitfs".into(),
             device: (0, 50),
@@ -438,7 +450,7 @@ mod tests {
 
     #[test]
     fn the_shape_of_json_is_fixed() {
-        let serving = MountState { state: Phase::Serving, worker_pid: Some(11), restarts: 2 };
+        let serving = MountState { state: Phase::Serving, worker_pid: Some(11), worker_version: Some("0.2.0".into()), restarts: 2 };
         let digest = Digest::of(Algorithm::Sha256, b"").to_string();
         let shown = report::json(&Mounts { mounts: vec![mount(true, Some(serving))] }).expect("plain data");
         assert!(!shown.contains(['\u{1b}', '\u{202e}']));
@@ -446,7 +458,7 @@ mod tests {
             serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"),
             json!({"mounts": [{
                 "mountpoint": "/mnt/kit", "reference": "reg.example/acme/m:v1", "digest": digest, "state": "serving",
-                "supervisor_pid": 10, "worker_pid": 11, "restarts": 2, "since": "2026-11-24T10:00:00Z",
+                "supervisor_pid": 10, "supervisor_version": "0.1.0", "worker_pid": 11, "worker_version": "0.2.0", "restarts": 2, "since": "2026-11-24T10:00:00Z",
                 "cache_dir": "/var/cache/kitfs", "passthrough": true, "log": "/run/kitfs/0/log",
                 "references": [{
                     "reference": "reg.example/acme/base:v1", "digest": digest, "pinned_by": "source",
@@ -489,10 +501,20 @@ mod tests {
 
     #[test]
     fn a_mount_without_its_supervisor_is_dead() {
-        let serving = MountState { state: Phase::Serving, worker_pid: Some(11), restarts: 0 };
+        let serving = MountState { state: Phase::Serving, worker_pid: Some(11), worker_version: Some("0.1.0".into()), restarts: 0 };
         let dead = mount(false, Some(serving));
         assert_eq!((dead.state, dead.worker_pid), ("dead", None));
         assert_eq!(mount(true, None).state, "restarting");
+    }
+
+    #[test]
+    fn a_worker_of_another_version_than_its_supervisor_is_told_of() {
+        let state =
+            |version: &str| MountState { state: Phase::Serving, worker_pid: Some(11), worker_version: Some(version.into()), restarts: 1 };
+        let text = mount(true, Some(state("0.2.0"))).text();
+        assert!(text.contains("supervisor 10 (kitfs 0.1.0), worker 11 (kitfs 0.2.0), 1 restarts"), "{text}");
+        let text = mount(true, Some(state("0.1.0"))).text();
+        assert!(text.contains("supervisor 10, worker 11, 1 restarts"), "{text}");
     }
 
     #[test]

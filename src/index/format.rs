@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::limits::NAME_BYTES;
 
 /// The version that is written and read.
-pub(super) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 /// Bytes of the header.
 pub(super) const HEADER: usize = 4096;
 /// Bytes of an entry.

@@ -140,13 +140,18 @@ impl HostFiles {
         self.top.join(path.strip_prefix("/").unwrap_or(path))
     }
 
+    /// Opens a file. `None` if there is none of that name.
+    pub fn open(&self, path: &Path) -> Result<Option<File>, HostError> {
+        match self.find(path)? {
+            None => Ok(None),
+            Some(Found::File(file)) => Ok(Some(file)),
+            Some(Found::Folder(_)) => Err(HostError::Kind { path: path.to_owned(), found: "a folder", expected: "a file" }),
+        }
+    }
+
     /// Reads a file. `None` if there is none of that name.
     pub fn file(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, HostError> {
-        let file = match self.find(path)? {
-            None => return Ok(None),
-            Some(Found::File(file)) => file,
-            Some(Found::Folder(_)) => return Err(HostError::Kind { path: path.to_owned(), found: "a folder", expected: "a file" }),
-        };
+        let Some(file) = self.open(path)? else { return Ok(None) };
         let mut bytes = Vec::new();
         let read = file.take(limit + 1).read_to_end(&mut bytes);
         read.map_err(|source| HostError::Read { path: path.to_owned(), source })?;

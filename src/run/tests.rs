@@ -21,6 +21,7 @@ fn record(id: &str) -> MountRecord {
         reference: "reg.example/acme/m:v1".to_owned(),
         digest: format!("sha256:{}", "0".repeat(64)).parse().expect("digest"),
         supervisor_pid: 10,
+        supervisor_version: None,
         since: now(),
         cache_dir: "/var/cache/kitfs".into(),
         device: (0, 52),
@@ -44,7 +45,7 @@ fn documents_come_back_as_they_were_written() {
         (mount.read_record().expect("none"), mount.read_state().expect("none"), mount.read_layers().expect("none")),
         (None, None, None)
     );
-    let state = MountState { state: Phase::Restarting, worker_pid: None, restarts: 3 };
+    let state = MountState { state: Phase::Restarting, worker_pid: None, worker_version: None, restarts: 3 };
     let layer = LayerReport {
         digest: record("1").digest,
         media_type: "application/vnd.kitops.modelkit.model.v1.tar".to_owned(),
@@ -66,7 +67,7 @@ fn documents_come_back_as_they_were_written() {
     assert_eq!(again.read_state().expect("read"), Some(state));
     assert_eq!(again.read_layers().expect("read"), Some(vec![layer]));
     let text = std::fs::read_to_string(mount.path().join("state.json")).expect("read");
-    assert_eq!(text, r#"{"state":"restarting","worker_pid":null,"restarts":3}"#);
+    assert_eq!(text, r#"{"state":"restarting","worker_pid":null,"worker_version":null,"restarts":3}"#);
 }
 
 #[test]

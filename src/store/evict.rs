@@ -155,7 +155,12 @@ pub(super) fn residents(store: &Inner) -> Result<Vec<Resident>, StoreError> {
         let Some(layer) = LayerKey::from_file_name(&name) else { continue };
         let Some(dir) = store.layers.open_dir(&name)? else { continue };
         let in_use = UseLock::is_held(&store.locks, &layer)? || is_unsettled(&dir)?;
-        let (size, last_use) = (allocated(&dir)?, UseLock::last_use(&store.locks, &layer)?);
+        let (size, mut last_use) = (allocated(&dir)?, UseLock::last_use(&store.locks, &layer)?);
+        let now = SystemTime::now();
+        if last_use > now {
+            UseLock::redate(&store.locks, &layer);
+            last_use = now;
+        }
         residents.push(Resident { layer, size, last_use, in_use, pinned: store.pinned.stat(&name)?.is_some() });
     }
     residents.sort_by_key(|resident| (resident.last_use, resident.layer));
@@ -274,7 +279,6 @@ fn victims(store: &Inner, survey: &Survey, over: u64, short: u64) -> Result<Vec<
     let mut victims = Vec::new();
     let mut found: u64 = 0;
     let grace = Duration::from_secs(limits::USE_GRACE_SECONDS);
-    // A time in the future is no reason to keep a layer for ever.
     let is_warm = |resident: &Resident| resident.last_use.elapsed().is_ok_and(|since| since < grace);
     for resident in &survey.residents {
         let wanted = if is_warm(resident) { short } else { over.max(short) };

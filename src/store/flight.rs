@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::dir::Dir;
 use super::error::StoreError;
 use super::locks::IngestLock;
 use super::progress::{Activity, Record};
+use crate::clock::Lived;
 use crate::failure::ErrorClass;
 use crate::layer::LayerKey;
 use crate::limits;
@@ -117,6 +118,7 @@ fn concerns_all(class: ErrorClass) -> bool {
 /// What a waiter has seen of those who work on a layer in other processes (or by way of another `Store`).
 #[derive(Debug)]
 pub(super) struct Watch {
+    lived: Lived,
     places: [Seen; limits::FETCHERS_PER_LAYER],
 }
 
@@ -135,19 +137,21 @@ struct Seen {
     /// The record as it was when we began to wait.
     first: Option<Option<Record>>,
     tick: Option<(u64, u64)>,
-    ticked: Option<Instant>,
+    ticked: Option<Duration>,
     fetched: u64,
-    moved: Option<Instant>,
+    moved: Option<Duration>,
 }
 
 impl Watch {
     /// Nothing seen yet.
     pub(super) fn new() -> Self {
-        Self { places: Default::default() }
+        Self { lived: Lived::default(), places: Default::default() }
     }
 
-    /// Takes an ingest lock if one is free, or if all who hold one are silent. `now` is the waiter's own clock: no other one is trusted.
+    /// Takes an ingest lock if one is free, or if all who hold one are silent. `now` is the waiter's own clock: no other one is trusted. It is
+    /// called often, since what passes between two calls counts for little; see [`Lived`].
     pub(super) fn claim(&mut self, locks: &Dir, layer: &LayerKey, source: &str, now: Instant) -> Result<Claim, StoreError> {
+        let now = self.lived.look(now);
         let mut all_silent = true;
         for (place, seen) in self.places.iter_mut().enumerate() {
             if let Some(lock) = IngestLock::attempt(locks, layer, place)? {
@@ -177,7 +181,7 @@ impl Watch {
 impl Seen {
     /// Takes note of a record whose writer holds the lock. First answer: it has been silent for too long. Second: it lives, but no byte has come from
     /// its source for as long, and ours is another one.
-    fn look(&mut self, record: Option<&Record>, source: &str, now: Instant) -> (bool, bool) {
+    fn look(&mut self, record: Option<&Record>, source: &str, now: Duration) -> (bool, bool) {
         self.first.get_or_insert_with(|| record.cloned());
         let tick = record.map(|record| (record.attempt, record.tick));
         if self.ticked.is_none() || tick != self.tick {
@@ -189,8 +193,7 @@ impl Seen {
             self.moved = Some(now);
             self.fetched = fetched;
         }
-        let long_ago =
-            |then: Option<Instant>| then.is_some_and(|then| now.saturating_duration_since(then).as_secs() >= limits::SILENCE_SECONDS);
+        let long_ago = |then: Option<Duration>| then.is_some_and(|then| now.saturating_sub(then).as_secs() >= limits::SILENCE_SECONDS);
         let another = record.is_some_and(|record| record.source != source && record.state == Activity::Fetching);
         (long_ago(self.ticked), another && long_ago(self.moved))
     }
@@ -245,6 +248,14 @@ mod tests {
         fn claim(&self, watch: &mut Watch, source: &str, second: u64) -> Result<Claim, StoreError> {
             watch.claim(&self.locks, &self.layer, source, self.begin + Duration::from_secs(second))
         }
+
+        /// Looks once a second, from the one behind `from` on, and tells what the last look told.
+        fn wait(&self, watch: &mut Watch, source: &str, from: u64, to: u64) -> Result<Claim, StoreError> {
+            for second in from + 1..to {
+                assert!(matches!(self.claim(watch, source, second), Ok(Claim::Busy)), "{second}");
+            }
+            self.claim(watch, source, to)
+        }
     }
 
     const LIMIT: u64 = limits::SILENCE_SECONDS;
@@ -260,21 +271,36 @@ mod tests {
         let (bench, mut watch) = (Bench::new(), Watch::new());
         let lock = bench.holder(0);
         let mut reporter = Reporter::begin(&lock, "a", 9, Activity::Fetching);
-        for second in [0, LIMIT - 1, LIMIT, 3 * LIMIT] {
-            reporter.activity(Activity::Fetching, second);
-            assert!(matches!(bench.claim(&mut watch, "a", second), Ok(Claim::Busy)), "{second}");
+        assert!(matches!(bench.claim(&mut watch, "a", 0), Ok(Claim::Busy)));
+        for (from, to) in [(0, LIMIT - 1), (LIMIT - 1, LIMIT), (LIMIT, 2 * LIMIT - 1)] {
+            reporter.activity(Activity::Fetching, to);
+            assert!(matches!(bench.wait(&mut watch, "a", from, to), Ok(Claim::Busy)), "{to}");
         }
-        assert!(matches!(bench.claim(&mut watch, "a", 4 * LIMIT - 1), Ok(Claim::Busy)));
-        let Ok(Claim::Mine(beside)) = bench.claim(&mut watch, "a", 4 * LIMIT) else { panic!("it has been silent for long enough") };
+        reporter.activity(Activity::Fetching, 9);
+        assert!(matches!(bench.wait(&mut watch, "a", 2 * LIMIT - 1, 3 * LIMIT - 1), Ok(Claim::Busy)));
+        let Ok(Claim::Mine(beside)) = bench.claim(&mut watch, "a", 3 * LIMIT) else { panic!("it has been silent for long enough") };
         // One at a time: the next one waits for him, and only if he is silent too there is one more place.
         let mut third = Watch::new();
         assert!(matches!(bench.claim(&mut third, "a", 0), Ok(Claim::Busy)));
-        assert!(matches!(bench.claim(&mut third, "a", LIMIT), Ok(Claim::Busy)), "the second is seen for the first time now");
-        let Ok(Claim::Mine(last)) = bench.claim(&mut third, "a", 2 * LIMIT) else { panic!("both are silent") };
+        assert!(matches!(bench.wait(&mut third, "a", 0, LIMIT), Ok(Claim::Busy)), "the second is seen for the first time now");
+        let Ok(Claim::Mine(last)) = bench.wait(&mut third, "a", LIMIT, 2 * LIMIT) else { panic!("both are silent") };
         let mut fourth = Watch::new();
-        let outcomes: Vec<_> = (0..4).map(|round| bench.claim(&mut fourth, "a", round * LIMIT)).collect();
+        let outcomes: Vec<_> = (0..=3 * LIMIT).map(|second| bench.claim(&mut fourth, "a", second)).collect();
         assert!(matches!(outcomes.last(), Some(Err(StoreError::Silent { .. }))), "a wait has an end");
         drop((lock, beside, last));
+    }
+
+    #[test]
+    fn whoever_was_stopped_with_the_one_who_works_takes_him_for_alive() {
+        let (bench, mut watch) = (Bench::new(), Watch::new());
+        let lock = bench.holder(0);
+        let mut reporter = Reporter::begin(&lock, "a", 9, Activity::Fetching);
+        assert!(matches!(bench.claim(&mut watch, "a", 0), Ok(Claim::Busy)));
+        assert!(matches!(bench.claim(&mut watch, "a", 3600), Ok(Claim::Busy)), "an hour in which neither ran");
+        reporter.activity(Activity::Fetching, 1);
+        assert!(matches!(bench.wait(&mut watch, "a", 3600, 3600 + LIMIT), Ok(Claim::Busy)));
+        // Silent he is all the same, if he stays so.
+        assert!(matches!(bench.claim(&mut watch, "a", 3601 + LIMIT), Ok(Claim::Mine(_))));
     }
 
     #[test]

@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FlockOperation, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FlockOperation, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{StoreError, disk};
+use crate::clock::Lived;
 use crate::layer::LayerKey;
 use crate::limits;
 use crate::rehearsal::{step, step_on};
@@ -30,10 +31,10 @@ pub(super) fn try_lock(file: impl AsFd, name: &'static str, operation: FlockOper
 
 /// Waits for a lock. One that is held for longer than `limit` seconds is held by somebody who is stopped.
 fn wait_for(file: &File, name: &'static str, operation: FlockOperation, layer: &str, what: &str, limit: u64) -> Result<(), StoreError> {
-    let begin = Instant::now();
+    let mut lived = Lived::default();
     while !try_lock(file, name, operation).map_err(disk(format!("locking {what}")))? {
-        if begin.elapsed().as_secs() >= limit {
-            let seconds = begin.elapsed().as_secs();
+        let seconds = lived.look(Instant::now()).as_secs();
+        if seconds >= limit {
             return Err(StoreError::Silent { layer: layer.to_owned(), what: what.to_owned(), seconds });
         }
         thread::sleep(Duration::from_millis(1));
@@ -144,6 +145,13 @@ impl UseLock {
         let stat = locks.stat(&Self::name(layer))?;
         let since = stat.and_then(|stat| Some(Duration::new(u64::try_from(stat.st_mtime).ok()?, u32::try_from(stat.st_mtime_nsec).ok()?)));
         Ok(since.and_then(|since| UNIX_EPOCH.checked_add(since)).unwrap_or(UNIX_EPOCH))
+    }
+
+    /// Takes a use that is yet to come for one of now: the clock went back. Left as it is, it would be the latest of all for as long as the clock was ahead.
+    pub(super) fn redate(locks: &Dir, layer: &LayerKey) {
+        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let _stays_ahead = rustix::fs::utimensat(locks, Self::name(layer), &times, AtFlags::SYMLINK_NOFOLLOW);
     }
 
     /// Notes that the layer was used so long ago, and not since. A time that cannot be set makes it look older than it is, no more.

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::program::Chosen;
 use super::session::Mounted;
 use crate::control::{Control, FromSupervisor};
 use crate::log::Destination;
@@ -22,6 +23,10 @@ use crate::store::Held;
 pub(super) struct Worker {
     child: Child,
     pub(super) control: Control,
+    /// The version of the program that it is.
+    pub(super) version: String,
+    /// It is not of the supervisor's own program.
+    pub(super) succeeds: bool,
     /// It takes requests.
     pub(super) ready: bool,
     /// It answered every request that waited, and lets none wait.
@@ -33,6 +38,14 @@ pub(super) struct Worker {
     pub(super) mute: bool,
     /// Processes that the memory controller has killed in our group, when it started.
     oom_kills: Option<u64>,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub(super) struct Makings<'a> {
+    pub(super) program: Chosen,
+    pub(super) plan: &'a MountPlan,
+    pub(super) plan_fd: &'a OwnedFd,
 }
 
 /// Where a worker tells what it does.
@@ -56,20 +69,20 @@ pub(super) enum Death {
 impl Worker {
     /// Starts a worker and tells it where the last one stopped.
     pub(super) fn start(
-        plan: &MountPlan,
-        plan_fd: &OwnedFd,
+        makings: Makings<'_>,
         outlets: Outlets<'_>,
         mounted: &Mounted,
         page: &Page,
         held: &BTreeMap<u16, Held>,
         begin: &FromSupervisor,
     ) -> io::Result<Self> {
+        let Makings { program, plan, plan_fd } = makings;
         let (ours, theirs) = Control::pair()?;
         let device = mounted.device_for_worker()?;
         let mut inherited = vec![device.as_raw_fd(), page.as_fd().as_raw_fd(), theirs.as_fd().as_raw_fd(), plan_fd.as_raw_fd()];
         inherited.extend(outlets.metrics.map(|bound| bound.as_fd().as_raw_fd()));
-        let mut command = Command::new("/proc/self/exe");
-        command.arg("__worker");
+        let mut command = Command::new(program.path);
+        command.arg0("kitfs").arg("__worker");
         for (option, fd) in ["--device-fd", "--page-fd", "--control-fd", "--plan-fd", "--metrics-fd"].into_iter().zip(&inherited) {
             command.arg(option).arg(fd.to_string());
         }
@@ -84,10 +97,7 @@ impl Worker {
         // SAFETY: between fork and exec only calls are made that are async-signal-safe; the descriptors are open in the parent.
         unsafe {
             command.pre_exec(move || {
-                // The mask that `signals` set would be inherited, and with it every program that the worker starts.
-                let mut none = std::mem::zeroed();
-                libc::sigemptyset(&raw mut none);
-                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+                clear_signals()?;
                 // A terminal's Ctrl-C and systemd's TERM reach the worker, too. The supervisor is who decides what they mean: without the worker
                 // nothing could be taken down in good order.
                 for signal in ENDING {
@@ -105,6 +115,8 @@ impl Worker {
         let mut worker = Self {
             child,
             control: ours,
+            version: program.version,
+            succeeds: program.succeeds,
             ready: false,
             stopped: false,
             began_stopping: matches!(begin, FromSupervisor::Begin { stopping: true, .. }),
@@ -226,6 +238,18 @@ pub(super) fn signals() -> io::Result<OwnedFd> {
         let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
     }
+}
+
+/// Lets a program that is started take every signal: the mask that [`signals`] set would be inherited, and with it by every program that it starts. Called
+/// between fork and exec.
+pub(super) fn clear_signals() -> io::Result<()> {
+    // SAFETY: `none` is initialised by sigemptyset before it is read; both calls are async-signal-safe.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    Ok(())
 }
 
 /// True if a signal came that asks for the end. Takes all that came.

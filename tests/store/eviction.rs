@@ -303,3 +303,36 @@ fn what_a_killed_process_left_is_pruned() {
     assert_eq!(bench.store.prune(true).expect("pruned"), Evicted::default());
     bench.assert_nothing_is_left();
 }
+
+#[test]
+fn a_clock_that_went_back_makes_no_layer_the_latest_for_years() {
+    let bench = Bench::new();
+    let ahead = stored(&bench, 40, 0);
+    let lock = bench.cache().join("v1/locks").join(format!("{}.use", ahead.spec.key().file_name()));
+    let years = SystemTime::now() + Duration::from_secs(10 * 365 * 86_400);
+    File::open(&lock).and_then(|lock| lock.set_times(fs::FileTimes::new().set_modified(years))).expect("ours");
+    let seen = bench.store.residents().expect("readable").remove(0).last_use;
+    assert!(seen <= SystemTime::now(), "{seen:?}");
+    assert!(fs::metadata(&lock).expect("there").modified().expect("known") <= SystemTime::now(), "from now on it ages");
+    let later = stored(&bench, 50, 0);
+    let order: Vec<_> = bench.store.residents().expect("readable").into_iter().map(|resident| resident.layer).collect();
+    assert_eq!(order, [ahead.spec.key(), later.spec.key()]);
+}
+
+#[test]
+fn a_document_that_is_being_written_keeps_nobody_from_pruning() {
+    let bench = Bench::new();
+    let sample = stored(&bench, 40, 100);
+    let ingest = bench.cache().join("v1/ingest");
+    let (fresh, old, ahead) = (ingest.join("document.1"), ingest.join("document.2"), ingest.join("document.3"));
+    for (path, seconds) in [(&fresh, 0_i64), (&old, -7200), (&ahead, 7200)] {
+        fs::write(path, "half").expect("room");
+        let now = SystemTime::now();
+        let time =
+            if seconds < 0 { now - Duration::from_secs(seconds.unsigned_abs()) } else { now + Duration::from_secs(seconds.unsigned_abs()) };
+        File::open(path).and_then(|file| file.set_times(fs::FileTimes::new().set_modified(time))).expect("ours");
+    }
+    assert_eq!(bench.store.prune(true).expect("pruned").layers, 1);
+    assert!(!is_here(&bench, &sample));
+    assert_eq!([&fresh, &old, &ahead].map(|path| path.exists()), [true, false, false], "what was left behind goes, whatever the clock was");
+}
