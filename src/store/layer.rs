@@ -84,6 +84,11 @@ impl VerifiedLayer {
         Self(Arc::new(Open { pack: Arc::new(pack), index, index_file, dir, spec, store: Arc::clone(store), lock }))
     }
 
+    /// True if both are one: opened once, and let go of together.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What was asked for.
     pub fn spec(&self) -> &LayerSpec {
         &self.0.spec
