@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) gid: u32,
     /// Files with a data file of their own are read by the kernel itself. One mode for the whole mount: an inode cannot have two.
     pub(crate) passthrough: bool,
+    /// The kernel does without OPENDIR and RELEASEDIR where it is told so once.
+    pub(crate) opens_folders_itself: bool,
     /// What the root's attributes say of the decisions that the mount rests on.
     pub(crate) attributes: Vec<(&'static str, String)>,
     /// Counts for whoever watches over the mount.
@@ -180,14 +182,25 @@ impl Shared {
         }
     }
 
-    fn opendir(&self, unique: u64, id: u64) -> Result<Outcome, Errno> {
+    /// The node of a folder. That it is one may have to be waited for.
+    fn folder(&self, id: u64) -> Result<Answer<Node>, Errno> {
         let id = NodeId::from_wire(id);
         match self.fs.attributes(id)? {
-            Answer::Wait(need) => return Ok(Outcome::Waits(need)),
-            Answer::Now(attributes) if attributes.kind == Kind::File => return Err(Errno::NOTDIR),
-            Answer::Now(_) => {}
+            Answer::Wait(need) => Ok(Answer::Wait(need)),
+            Answer::Now(attributes) if attributes.kind == Kind::File => Err(Errno::NOTDIR),
+            Answer::Now(_) => self.fs.node(id).map(Answer::Now),
         }
-        let node = self.fs.node(id)?;
+    }
+
+    fn opendir(&self, unique: u64, id: u64) -> Result<Outcome, Errno> {
+        let node = match self.folder(id)? {
+            Answer::Wait(need) => return Ok(Outcome::Waits(need)),
+            Answer::Now(node) => node,
+        };
+        if self.opens_folders_itself && self.fs.tree().is_complete() {
+            // Nothing is left to wait for, and no listing will ever change: the kernel need not ask again, for no folder.
+            return Err(Errno::NOSYS);
+        }
         // A listing with names of unknown kind is asked for again, so that `find` and `ls -F` learn better.
         let mut certain = true;
         let answer = match node {
@@ -285,7 +298,11 @@ impl Shared {
     }
 
     fn readdir(&self, unique: u64, id: u64, offset: u64, capacity: usize, plus: bool) -> Result<Outcome, Errno> {
-        let folder = self.fs.node(NodeId::from_wire(id))?;
+        // OPENDIR has waited and found a folder, if it was sent at all.
+        let folder = match self.folder(id)? {
+            Answer::Wait(need) => return Ok(Outcome::Waits(need)),
+            Answer::Now(node) => node,
+        };
         let mut listing = Listing::new(capacity, plus);
         let tree = self.fs.tree();
         let own = tree.id(folder, Kind::Folder, 0).inode();

@@ -209,6 +209,11 @@ impl Tree {
         of.known.get().is_some() || of.file.is_some_and(|file| file.size.is_some())
     }
 
+    /// True if nothing about any name has to be waited for, ever again.
+    pub fn is_complete(&self) -> bool {
+        self.groups().all(|group| self.is_known(group))
+    }
+
     /// True for what the plan knows to be a file, whether its size is known or not.
     pub fn is_declared_file(&self, node: Node) -> bool {
         matches!(node, Node::Anchor(rank) if self.declared_file(rank).is_some())

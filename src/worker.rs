@@ -183,6 +183,7 @@ fn serve(
         uid: plan.uid,
         gid: plan.gid,
         passthrough,
+        opens_folders_itself: page.agreed().capabilities & InitFlags::FUSE_NO_OPENDIR_SUPPORT.bits() != 0,
         attributes: attributes(plan.admissions()),
         meter: meter.clone(),
         size: lineage.layers.iter().map(|layer| layer.spec.descriptor.size).sum(),

@@ -47,15 +47,27 @@ impl Tree {
             }
             if inside {
                 entries.entry(rank).or_insert_with(|| vec![None; members])[member] = Some(entry);
+                if path.is_root() && self.kitfile_size.is_some() && index.lookup(entry, KITFILE).map_err(&failed)?.is_some() {
+                    let kitfile = path.join(KITFILE).map_err(|_| not_owned(&path))?;
+                    if self.anchor_at(&kitfile).is_none() {
+                        return Err(not_owned(&kitfile));
+                    }
+                }
+                // Of what may be a million names only those are looked for that the plan has here: all others are the group's.
+                for &below in &self.anchors[rank].children {
+                    let below = &self.anchors[below].path;
+                    if let Some(child) = index.lookup(entry, below.name()).map_err(&failed)? {
+                        pending.push((below.clone(), child));
+                    }
+                }
+                continue;
             }
             for child in index.children(entry).map_err(&failed)? {
-                let name = index.name(child).map_err(&failed)?;
-                let below = path.join(name).map_err(|_| not_owned(&path))?;
-                if self.anchor_at(&below).is_some() || !inside {
-                    pending.push((below, child));
-                } else if path.is_root() && name == KITFILE && self.kitfile_size.is_some() {
+                let below = path.join(index.name(child).map_err(&failed)?).map_err(|_| not_owned(&path))?;
+                if self.anchor_at(&below).is_none() {
                     return Err(not_owned(&below));
                 }
+                pending.push((below, child));
             }
         }
         Ok(())

@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
+use rustix::process::Signal;
+
 use crate::common::kitfs::{Host, Mode};
 use crate::common::pack::{Kit, Kitfile, Packing, RAW_MTIME, Tree};
-use crate::common::process::{run, sh, within};
+use crate::common::process::{run, sh, signal_process, within};
 use crate::common::registry::Registry;
 use crate::common::shown::{assert_shows, of_tree};
 use crate::kits::{MIB, bytes, standard};
@@ -24,6 +26,7 @@ crate::in_both_modes!(
     everything_comes_by_itself_when_asked_to,
     raw_files_are_known_before_they_come,
     a_raw_file_of_unknown_size_is_a_file_all_the_same,
+    once_all_names_are_known_listing_them_again_asks_nobody,
 );
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -224,4 +227,51 @@ fn a_raw_file_of_unknown_size_is_a_file_all_the_same(mode: Mode) {
     within(LIMIT, "a read", move || assert!(fs::read(path).expect("it came") == right));
     let (point, wanted) = (mount.point().to_owned(), of_tree(&kit.tree));
     within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+}
+
+/// A process that goes on when this is dropped, also by a test that fails.
+struct Stopped(i32);
+
+impl Stopped {
+    fn now(pid: i32) -> Self {
+        signal_process(pid, Signal::STOP);
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal_process(self.0, Signal::CONT);
+    }
+}
+
+fn once_all_names_are_known_listing_them_again_asks_nobody(mode: Mode) {
+    let host = Host::new(mode);
+    let registry = Registry::start();
+    let kit = standard();
+    let mount = host.mount_with(&kit.serve(&registry, "acme/standard", "v1"), &["--prefetch", "none"]);
+    // Not `find` or `ls`, which ask for more than names and sizes.
+    let list = || {
+        let point = mount.point().to_owned();
+        within(LIMIT / 4, "a listing of everything", move || {
+            let (mut seen, mut folders) = (Vec::new(), vec![point]);
+            while let Some(folder) = folders.pop() {
+                for entry in fs::read_dir(&folder).expect("a folder") {
+                    let path = entry.expect("an entry").path();
+                    let metadata = fs::symlink_metadata(&path).expect("attributes");
+                    if metadata.is_dir() {
+                        folders.push(path.clone());
+                    }
+                    seen.push((path, metadata.is_dir(), metadata.size()));
+                }
+            }
+            seen
+        })
+    };
+    // The first one fetches what it lists; with the second the kernel hears that it need not ask.
+    let first = list();
+    assert!(list() == first);
+    let stopped = Stopped::now(mount.worker_pid());
+    assert!(list() == first);
+    drop(stopped);
 }
