@@ -233,30 +233,24 @@ impl Fs {
             Ok(Known::Unknown(group)) => return Ok(Answer::Wait(Need::Names(group))),
             Err(error) => return Err(self.damaged(&error)),
         };
-        let (layer, kept) = {
+        let content = {
             let mut open = self.open_layer(at.slot);
             let Some(layer) = self.recall(at.slot, &mut open)? else { return Ok(Answer::Wait(Need::Content(at.slot))) };
-            let kept = open.files.as_mut().and_then(|files| files.get(&at.entry));
-            (layer, kept.map(|(file, size)| Content::Data(Arc::clone(file), *size)))
-        };
-        // Other readers of the layer need not wait while the file is looked at.
-        let content = match kept {
-            Some(content) => Ok(content),
-            None => layer.content(at.entry).inspect(|content| {
-                if let Content::Data(file, size) = content {
-                    let mut open = self.open_layer(at.slot);
-                    if open.layer.as_ref().is_some_and(|open| open.is(&layer)) {
+            match open.files.as_mut().and_then(|files| files.get(&at.entry)) {
+                Some((file, size)) => Ok(Content::Data(Arc::clone(file), *size)),
+                None => layer.content(at.entry).inspect(|content| {
+                    if let Content::Data(file, size) = content {
                         open.files.get_or_insert_with(|| LruCache::new(OPEN_FILES_MAX)).put(at.entry, (Arc::clone(file), *size));
                     }
-                }
-            }),
+                }),
+            }
         };
         let (file, start, size) = match content {
             Ok(Content::Data(file, size)) => (file, 0, size),
             Ok(Content::Packed { pack, offset, size }) => (pack, offset, size),
             Err(error) => {
                 tracing::warn!(layer = %self.spec(at.slot).descriptor.digest, %error, "cached layer is checked again");
-                self.open_layer(at.slot).close_if(&layer);
+                self.open_layer(at.slot).close();
                 return Ok(Answer::Wait(Need::Content(at.slot)));
             }
         };

@@ -324,10 +324,6 @@ impl Page {
 
     /// One open less of a node.
     pub fn release_backing(&self, node: u64) -> Release {
-        // Most files have none. One that has keeps its slot for as long as this open counts, so whether there is one needs no lock.
-        if self.find_backing(node).is_none() {
-            return Release::NotBacked;
-        }
         let _changing = self.changing();
         let Some(slot) = self.find_backing(node) else { return Release::NotBacked };
         if slot.count.load(Ordering::Acquire) > 1 {

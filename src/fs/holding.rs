@@ -41,15 +41,6 @@ impl Open {
         }
         self.idle_since = None;
     }
-
-    /// The same, unless another copy of the layer has come meanwhile.
-    pub(super) fn close_if(&mut self, layer: &VerifiedLayer) {
-        if self.layer.as_ref().is_none_or(|open| open.is(layer)) {
-            self.close();
-        } else if self.handles == 0 {
-            self.idle_since = Some(Instant::now());
-        }
-    }
 }
 
 impl Fs {
@@ -66,33 +57,28 @@ impl Fs {
             Ok(Known::Unknown(group)) => return Ok(Answer::Wait(Need::Names(group))),
             Err(error) => return Err(self.damaged(&error)),
         };
-        let layer = {
-            let mut open = self.open_layer(at.slot);
-            let Some(layer) = self.recall(at.slot, &mut open)? else { return Ok(Answer::Wait(Need::Content(at.slot))) };
-            if !open.handed {
-                match layer.held() {
-                    Ok(held) => hand(at.slot, held),
-                    Err(error) => return Err(disk("descriptors of a layer", &error)),
-                }
-                open.handed = true;
-            }
-            // Counted from here on, so that nobody lets go of the layer while the file is looked at, which others need not wait for.
-            open.handles += 1;
-            open.idle_since = None;
-            layer
-        };
-        match layer.content(at.entry) {
-            Ok(Content::Data(file, _)) => Ok(Answer::Now(Opened::Data(file))),
-            Ok(Content::Packed { .. }) => Ok(Answer::Now(Opened::Cached)),
+        let mut open = self.open_layer(at.slot);
+        let Some(layer) = self.recall(at.slot, &mut open)? else { return Ok(Answer::Wait(Need::Content(at.slot))) };
+        let opened = match layer.content(at.entry) {
+            Ok(Content::Data(file, _)) => Opened::Data(file),
+            Ok(Content::Packed { .. }) => Opened::Cached,
             Err(error) => {
                 // What is in the cache is not what it was: it is checked from disk, or fetched, before anything of it is used.
                 tracing::warn!(layer = %self.spec(at.slot).descriptor.digest, %error, "cached layer is checked again");
-                let mut open = self.open_layer(at.slot);
-                open.handles = open.handles.saturating_sub(1);
-                open.close_if(&layer);
-                Ok(Answer::Wait(Need::Content(at.slot)))
+                open.close();
+                return Ok(Answer::Wait(Need::Content(at.slot)));
             }
+        };
+        if !open.handed {
+            match layer.held() {
+                Ok(held) => hand(at.slot, held),
+                Err(error) => return Err(disk("descriptors of a layer", &error)),
+            }
+            open.handed = true;
         }
+        open.handles += 1;
+        open.idle_since = None;
+        Ok(Answer::Now(opened))
     }
 
     /// A file that [`Fs::open`] answered for was closed.

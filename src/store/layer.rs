@@ -102,11 +102,6 @@ impl VerifiedLayer {
         self.0.rested.store(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// True if both are one: opened once, and let go of together.
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// What was asked for.
     pub fn spec(&self) -> &LayerSpec {
         &self.0.spec
