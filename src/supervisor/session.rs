@@ -110,7 +110,8 @@ struct Agreement {
 impl Filesystem for Agreement {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let offered = config.capabilities();
-        let mut wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO | InitFlags::FUSE_PARALLEL_DIROPS;
+        // Not FUSE_READDIRPLUS_AUTO: of a folder that does not fit into one listing the kernel would then ask for each name by itself.
+        let mut wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS;
         if self.wants_passthrough && offered.contains(InitFlags::FUSE_PASSTHROUGH) {
             wanted |= InitFlags::FUSE_PASSTHROUGH;
             // One level: more would forbid an overlay on top of the mount.
