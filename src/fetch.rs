@@ -259,18 +259,21 @@ impl Fetcher {
         let (spec, source) = &self.layers[usize::from(slot) - 1];
         let started = Instant::now();
         let unconnected = |source| StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(source) };
-        let outcome = self.connection(*source).map_err(unconnected).and_then(|(source, handle)| {
-            if demanded {
-                return self.store.ensure(spec, &source, &handle);
-            }
-            match self.store.prefetch(spec, &source, &handle) {
-                // In the meantime somebody waits for it: now others may have to go.
-                Err(error) if is_full(&error) && self.lock().state(slot).awaited => self.store.ensure(spec, &source, &handle),
-                other => other,
-            }
-        });
+        let fetch = |demanded| {
+            let (source, handle) = self.connection(*source).map_err(unconnected)?;
+            if demanded { self.store.ensure(spec, &source, &handle) } else { self.store.prefetch(spec, &source, &handle) }
+        };
+        let mut outcome = fetch(demanded);
+        let mut inner = self.lock();
+        // In the meantime somebody waits for it: now others may have to go. Nobody can come to wait between this look and the end.
+        if !demanded && outcome.as_ref().is_err_and(is_full) && inner.state(slot).awaited {
+            drop(inner);
+            outcome = fetch(true);
+            inner = self.lock();
+        }
         let error = outcome.as_ref().err().map(|error| (error.class(), chain(error), error.retry_at()));
-        let failed = self.lock().end(slot, demanded, error);
+        let failed = inner.end(slot, demanded, error);
+        drop(inner);
         let digest = spec.descriptor.digest;
         match (outcome, failed) {
             (Ok(layer), _) => {

@@ -62,7 +62,9 @@ fn led(store: &Arc<Inner>, spec: &LayerSpec, source: &Arc<dyn Source>, runtime: 
             Turn::Failed(error) => return Err(error),
             Turn::Lead(leader) => {
                 let outcome = lead(store, spec, source, runtime, evict);
-                leader.end(&outcome);
+                if !gave_way(&outcome, evict) {
+                    leader.end(&outcome);
+                }
                 return outcome;
             }
         }
@@ -105,8 +107,15 @@ fn work(
     point("fetch:mine");
     let mut reporter = Reporter::begin(lock, source.name(), spec.descriptor.size, Activity::Fetching);
     let outcome = rounds(store, spec, source, runtime, &mut reporter, evict);
-    reporter.end(&outcome);
+    if !gave_way(&outcome, evict) {
+        reporter.end(&outcome);
+    }
     outcome
+}
+
+/// There was no room, for one who may not make any. That is no answer for others, who may: to them it is as if he had died.
+fn gave_way<T>(outcome: &Result<T, StoreError>, evict: bool) -> bool {
+    !evict && outcome.as_ref().is_err_and(|error| error.class() == ErrorClass::Disk(libc::ENOSPC))
 }
 
 /// Verifies or fetches until the layer is ready.

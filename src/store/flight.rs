@@ -35,7 +35,7 @@ struct Flight {
 enum Outcome {
     Landed,
     Failed(StoreError),
-    /// The one who worked is gone without a word: it panicked.
+    /// The one who worked is gone without a word: it panicked, or had no room and may not make any.
     Abandoned,
 }
 

@@ -10,12 +10,13 @@ use kitfs::failure::ErrorClass;
 use kitfs::layer::{Archive, Compression};
 use kitfs::source::Source;
 use kitfs::store::{CacheSize, Content, Evicted, LayerState, Store, StoreError, VerifiedLayer};
+use tokio::sync::Semaphore;
 
 use crate::bench::{Bench, ensure, listing, ready};
 use crate::full_disk::SmallDisk;
 use crate::processes::Other;
 use crate::sample::{Sample, pack, plain, raw, read_all, read_at};
-use crate::scripted::Scripted;
+use crate::scripted::{Scripted, Step};
 
 /// Room for two of the plain samples, and not for three.
 const TWO: CacheSize = CacheSize::Bytes(12 << 20);
@@ -195,6 +196,41 @@ fn one_that_grows_when_it_is_uncompressed_gets_more_room() {
     assert_eq!(store.state(&first.spec.key()), LayerState::Absent);
 }
 
+/// The soak found it: one who fetched ahead had no room and may not make any, and whoever waited for the same layer was told so, in this process and in others.
+#[test]
+fn no_room_for_one_who_fetches_ahead_is_no_answer_for_those_who_wait() {
+    for another_process in [false, true] {
+        let (disk, bench, store, first) = small(16 << 20);
+        let zeros = vec![0; 12 << 20];
+        let files: BTreeMap<_, _> = [("file".to_owned(), zeros.clone())].into();
+        let sample = pack(files, zeros.into(), Archive::Raw { size: None }, Compression::Gzip, true);
+        let (reached, on) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let ahead: Arc<dyn Source> = Scripted::new(&sample, [Step::Gate(0, Arc::clone(&reached), Arc::clone(&on))]) as _;
+        let waiting = if another_process { Store::open(disk.0.path()).expect("the same cache") } else { store.clone() };
+        // In one process those who wait for the same source hear what it said.
+        let source: Arc<dyn Source> = if another_process { Scripted::new(&sample, []) as _ } else { Arc::clone(&ahead) };
+        thread::scope(|scope| {
+            let prefetch = scope.spawn(|| store.prefetch(&sample.spec, &ahead, bench.runtime.handle()).map(drop));
+            bench.runtime.block_on(reached.acquire()).expect("open").forget();
+            let (say, said) = std::sync::mpsc::channel();
+            let (bench, sample, waiting, source) = (&bench, &sample, &waiting, &source);
+            let reader = scope.spawn(move || {
+                say.send(rustix::thread::gettid()).expect("somebody listens");
+                waiting.ensure(&sample.spec, source, bench.runtime.handle()).map(|layer| read_all(&layer))
+            });
+            // It waits for the one who works: nothing else that it does takes it to sleep.
+            let stat = format!("/proc/self/task/{}/stat", said.recv().expect("it says").as_raw_nonzero());
+            while !fs::read_to_string(&stat).expect("it runs").contains(") S ") {
+                thread::yield_now();
+            }
+            on.add_permits(1);
+            assert_eq!(prefetch.join().expect("no panic").expect_err("no room").class(), ErrorClass::Disk(libc::ENOSPC));
+            assert_eq!(reader.join().expect("no panic").expect("room, if others go").expect("there"), sample.files);
+        });
+        assert_eq!(store.state(&first.spec.key()), LayerState::Absent);
+    }
+}
+
 /// An overlay at a path, taken down at the end.
 struct Overlay(tempfile::TempDir);
 
@@ -324,15 +360,23 @@ fn a_document_that_is_being_written_keeps_nobody_from_pruning() {
     let bench = Bench::new();
     let sample = stored(&bench, 40, 100);
     let ingest = bench.cache().join("v1/ingest");
-    let (fresh, old, ahead) = (ingest.join("document.1"), ingest.join("document.2"), ingest.join("document.3"));
-    for (path, seconds) in [(&fresh, 0_i64), (&old, -7200), (&ahead, 7200)] {
+    let [written, old, ahead] = ["document.1", "document.2", "document.3"].map(|name| ingest.join(name));
+    let now = SystemTime::now();
+    let hours = Duration::from_secs(7200);
+    for (path, time) in [(&written, now - hours), (&old, now - hours), (&ahead, now + hours)] {
         fs::write(path, "half").expect("room");
-        let now = SystemTime::now();
-        let time =
-            if seconds < 0 { now - Duration::from_secs(seconds.unsigned_abs()) } else { now + Duration::from_secs(seconds.unsigned_abs()) };
         File::open(path).and_then(|file| file.set_times(fs::FileTimes::new().set_modified(time))).expect("ours");
     }
+    let writer = File::open(&written).expect("there");
+    writer.try_lock().expect("whoever writes one holds it");
     assert_eq!(bench.store.prune(true).expect("pruned").layers, 1);
     assert!(!is_here(&bench, &sample));
-    assert_eq!([&fresh, &old, &ahead].map(|path| path.exists()), [true, false, false], "what was left behind goes, whatever the clock was");
+    assert_eq!(
+        [&written, &old, &ahead].map(|path| path.exists()),
+        [true, false, false],
+        "what was left behind goes, whatever the clock was"
+    );
+    drop(writer);
+    bench.store.prune(false).expect("pruned");
+    assert!(!written.exists());
 }
