@@ -48,7 +48,7 @@ fn assert_clean(host: &Host) {
     for place in ["ingest", "trash"] {
         let left: Vec<_> =
             fs::read_dir(host.cache().join("v1").join(place)).expect("there").map(|entry| entry.expect("an entry").path()).collect();
-        assert_eq!(left, [PathBuf::new(); 0]);
+        assert_eq!(left, Vec::<PathBuf>::new());
     }
     host.kitfs(&["verify", "--all"]).ok();
 }
@@ -122,7 +122,8 @@ fn a_mount_outlives_a_disk_without_inodes() {
 #[test]
 fn a_mount_outlives_a_read_only_disk() {
     let said = &["/cache/v1/", "Read-only file system"];
-    let (begins, ends): (fn(&Disk), fn(&Disk)) = (|disk| disk.remount(true), |disk| disk.remount(false));
+    let begins = |disk: &Disk| disk.remount(true);
+    let ends = |disk: &Disk| disk.remount(false);
     outlives(Mode::Passthrough, &Trouble { begins, ends, errno: libc::EIO, said, hint: "mounted read-only" });
 }
 

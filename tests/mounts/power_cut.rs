@@ -124,10 +124,13 @@ const OUTCOMES: [(Entries, Bytes); 11] = [
 /// Of so many changes one is tried, where not all are.
 const EACH: usize = 3;
 
-/// A cache to be written: files with their modes, and folders.
+/// A file's mode and content.
+type ImageFile = (u32, Arc<Vec<u8>>);
+
+/// A cache to be written: files, and folders.
 #[derive(Default)]
 struct Image {
-    entries: BTreeMap<String, Option<(u32, Arc<Vec<u8>>)>>,
+    entries: BTreeMap<String, Option<ImageFile>>,
     number: DefaultHasher,
 }
 
@@ -351,7 +354,7 @@ fn try_outcomes(after: &mut After, what: &str, stage: &Stage, served: &Served, d
     turns.last = number;
     turns.changes += 1;
     for (number, (entries, bytes)) in OUTCOMES.into_iter().enumerate() {
-        if !is_thorough() && turns.changes % EACH != 0 || !is_thorough() && number != turns.changes / EACH % OUTCOMES.len() {
+        if !is_thorough() && !turns.changes.is_multiple_of(EACH) || !is_thorough() && number != turns.changes / EACH % OUTCOMES.len() {
             continue;
         }
         // What is damaged, and whose change times do not tell, nobody sees. And no disk makes of one rename two.

@@ -40,7 +40,7 @@ impl OnTerminal {
         within(crate::common::kitfs::SOON, wanted, move || self.read_until(Some(wanted)))
     }
 
-    fn to_the_end(self) -> String {
+    fn until_the_end(self) -> String {
         let mut ended = within(crate::common::kitfs::SOON, "the end", move || self.read_until(None));
         let status = ended.child.wait().expect("it ended");
         let shown = String::from_utf8_lossy(&ended.shown).into_owned();
@@ -94,7 +94,7 @@ fn pull_and_a_mount_that_waits_show_bars_on_a_terminal() {
         };
         let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
         gate.open();
-        let shown = shown.to_the_end();
+        let shown = shown.until_the_end();
         for wanted in ["model at model", "all 2 layers", "MiB of", "/s", " left"] {
             assert!(shown.contains(wanted), "{wanted} is not in {shown:?}");
         }
@@ -108,7 +108,7 @@ fn elsewhere_a_layer_is_a_line() {
     let (host, registry) = (Host::new(Mode::Cached), Registry::start());
     let (_kit, reference, gate) = half(&registry);
     gate.open();
-    let dumb = OnTerminal::start(host.command(&["pull", "--plain-http", &reference]).env("TERM", "dumb")).to_the_end();
+    let dumb = OnTerminal::start(host.command(&["pull", "--plain-http", &reference]).env("TERM", "dumb")).until_the_end();
     assert!(dumb.matches("in the cache\r\n").count() == 2 && !dumb.contains('\u{1b}'), "{dumb:?}");
     let piped = host.kitfs(&["pull", "--plain-http", &reference]).ok().stderr;
     assert!(piped.matches("in the cache\n").count() == 2 && !piped.contains('\u{1b}'), "{piped:?}");

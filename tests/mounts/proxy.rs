@@ -131,8 +131,7 @@ fn a_proxy_that_refuses_is_an_error_that_says_so() {
         let address = format!("http://{login}{}", proxy.address);
         let output = host
             .try_mount_in(&reference, &["--ca-cert", &ca], &[("HTTPS_PROXY", OsStr::new(&address))])
-            .err()
-            .expect("nothing passes the proxy");
+            .expect_err("nothing passes the proxy");
         assert_eq!(output.code(), 1, "{output:#?}");
         let text = output.stderr.to_lowercase();
         assert!(text.contains("proxy") || text.contains("tunnel"), "{output:#?}");
