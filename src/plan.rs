@@ -374,6 +374,7 @@ impl MountPlan {
             references: vec![PlannedKit { found, manifest: b"{}".to_vec(), config: b"{}".to_vec() }],
             remote: vec![RemoteRecord { path: "far".into(), address: "s3://bucket".into() }],
             audit: Some(AuditPlan { path: "/audit".into(), best_effort: true }),
+            log_format: Some(Format::Text),
             metrics: Some(Address::Unix("/metrics".into())),
             admissions: vec![crate::fixtures::admission("reg.example/a:v1", &["alice@example.com"])],
             ..Self::of_nothing()
