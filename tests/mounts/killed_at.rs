@@ -44,7 +44,7 @@ const TABLE: &[(&str, &str)] = &[
          sync:indexes sync:layer sync:layers sync:references sync:stored sync:visible touch:use-lock truncate:new-index \
          unlink:begun unlink:probe unlink:scratch write:begun write:data write:index-checksums write:index-header \
          write:new-document write:new-index write:pack write:probe write:progress write:scratch write:visible sync:shelves \
-         sync:top lock:draft lock:probe stat:probe",
+         sync:top lock:draft stat:probe list:attached list:documents list:references stat:attached stat:reference",
     ),
     (
         "resume",
