@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::FileType;
 use serde::Deserialize;
 
 use super::Inner;
@@ -57,8 +58,10 @@ struct Pointer {
 pub(super) fn bound(store: &Inner, unnamed: bool) -> Result<(), StoreError> {
     let mut candidates = Vec::new();
     for dir in [&store.blobs, &store.references, &store.attached] {
-        for name in dir.list()? {
-            if let Some(stat) = dir.stat(&name)? {
+        for name in documents_in(dir)? {
+            if let Some(stat) = dir.stat(&name)?
+                && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            {
                 let since = Duration::new(u64::try_from(stat.st_mtime).unwrap_or(0), 0);
                 let (size, used) = (u64::try_from(stat.st_size).unwrap_or(0), UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH));
                 candidates.push(Candidate { dir, name, size, used, worth: Worth::OfAKit });
@@ -83,6 +86,11 @@ pub(super) fn bound(store: &Inner, unnamed: bool) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The names of documents. What is called otherwise was put there by another version, or by nobody that we know.
+fn documents_in(dir: &Dir) -> Result<impl Iterator<Item = String>, StoreError> {
+    Ok(dir.list()?.into_iter().filter(|name| Digest::from_file_name(name).is_some()))
+}
+
 /// Finds out what each blob is good for.
 fn judge(store: &Inner, candidates: &mut [Candidate<'_>]) -> Result<(), StoreError> {
     let layers = store.layers.list()?.into_iter().chain(store.pinned.list()?);
@@ -95,7 +103,7 @@ fn judge(store: &Inner, candidates: &mut [Candidate<'_>]) -> Result<(), StoreErr
         }
         Ok(())
     };
-    for name in store.references.list()? {
+    for name in documents_in(&store.references)? {
         if let Some(manifest) = documents::remembered_as(store, &name)? {
             name_all(&mut of_a_kit, manifest)?;
         }
