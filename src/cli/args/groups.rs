@@ -49,7 +49,7 @@ pub(crate) struct Fetching {
     /// Fetch N layers at once, 1 to 16 [default: 4; under a mount 16 that are waited for, and 2 that are not]
     #[arg(long, value_name = "N", env = "KITFS_JOBS", hide_env = true, value_parser = value_parser!(u16).range(1..=i64::from(JOBS_MAX)))]
     pub(crate) jobs: Option<u16>,
-    /// Fetch a large blob over N connections at most, 1 to 16 [default: 4]
+    /// Fetch a large blob over N connections at most, 1 to 16 [default: 6]
     #[arg(long, value_name = "N", env = "KITFS_CONNECTIONS", hide_env = true, value_parser = value_parser!(u16).range(1..=i64::from(CONNECTIONS_MAX)))]
     pub(crate) connections: Option<u16>,
 }
