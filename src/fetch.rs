@@ -35,7 +35,7 @@ pub struct Fetcher {
 /// Opens one of the sources by its number, when the first layer has to come from it.
 pub type Connect = Box<dyn Fn(usize) -> Result<Arc<dyn Source>, SourceError> + Send + Sync>;
 
-/// Told once for every fetch that ends: the layer's slot, and the layer or why there is none.
+/// Told once for every fetch that brought its layer, and for every one that failed while somebody waited for it: the slot, and the layer or why there is none.
 pub type Listener = Box<dyn Fn(u16, Result<VerifiedLayer, Failed>) + Send + Sync>;
 
 /// Told of each fetch that ends because the content is not what its digest says: the layer, and what was expected and what came.
@@ -272,6 +272,7 @@ impl Fetcher {
             inner = self.lock();
         }
         let error = outcome.as_ref().err().map(|error| (error.class(), chain(error), error.retry_at()));
+        let awaited = inner.state(slot).awaited;
         let failed = inner.end(slot, demanded, error);
         drop(inner);
         let digest = spec.descriptor.digest;
@@ -288,7 +289,10 @@ impl Fetcher {
                 if let (ErrorClass::Content, Some(witness)) = (failed.class, self.witness.get()) {
                     witness(&digest, &failed.message);
                 }
-                self.tell(slot, Err(failed));
+                // Whoever has come to wait since then waits for the next attempt, which may be allowed more.
+                if awaited {
+                    self.tell(slot, Err(failed));
+                }
             }
             (Err(_), None) => unreachable!("a fetch that ends with an error is recorded as failed"),
         }
@@ -404,6 +408,31 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
+    use crate::descriptor::Descriptor;
+    use crate::digest::{Algorithm, Digest};
+    use crate::layer::{Archive, Compression};
+
+    /// The soak found it: a prefetch had no room, and a reader who came a moment later, to wait for the next attempt, was told of it.
+    #[test]
+    fn how_a_fetch_ends_that_nobody_waited_for_is_told_to_nobody() {
+        let path = tempfile::tempdir().expect("a directory");
+        let store = Store::open(path.path()).expect("a cache");
+        let descriptor = Descriptor { media_type: "x/layer".into(), digest: Digest::of(Algorithm::Sha256, b"layer"), size: 5 };
+        let spec = LayerSpec { descriptor, diff_id: None, archive: Archive::Tar, compression: Compression::None };
+        let nowhere: Connect =
+            Box::new(|_| Err(SourceError::Denied { place: "test".into(), what: "the layer".into(), status: "403".into() }));
+        let fetcher = Fetcher::new(store, vec![(spec, 0)], nowhere, Meter::default());
+        let (tell, told) = std::sync::mpsc::channel();
+        fetcher.listen(Box::new(move |slot, outcome| tell.send((slot, outcome.is_err())).expect("somebody listens")));
+        fetcher.prefetch([1]);
+        while !matches!(fetcher.standing(1), Standing::Failed(_)) {
+            thread::yield_now();
+        }
+        assert!(matches!(fetcher.want(1), Wanted::Coming), "a failure that nobody waited for has no back-off");
+        assert_eq!(told.recv(), Ok((1, true)), "a reader hears of his own");
+        drop(fetcher);
+        assert!(told.recv().is_err(), "and of no other");
+    }
 
     const YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
 
