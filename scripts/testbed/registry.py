@@ -82,15 +82,16 @@ class Registry:
             shutil.rmtree(self.storage / "docker/registry/v2/blobs/sha256" / number[:2] / number, ignore_errors=True)
 
     def upload(self, name, digest, body, size):
-        place = self.send("POST", f"/v2/{name}/blobs/uploads/", b"", 0)
+        place = self.send("POST", f"/v2/{name}/blobs/uploads/")[0]["Location"]
         place = place[place.index("/v2/") :]
         self.send("PUT", f"{place}{'&' if '?' in place else '?'}digest={digest}", body, size)
 
-    def send(self, method, path, body, size, kind="application/octet-stream"):
+    def send(self, method, path, body=b"", size=0, kind="application/octet-stream", accept="*/*"):
+        """Headers and content of the answer."""
         connection = http.client.HTTPConnection(self.host, timeout=120, blocksize=MIB)
-        connection.request(method, path, body, {"Content-Length": str(size), "Content-Type": kind})
+        connection.request(method, path, body, {"Content-Length": str(size), "Content-Type": kind, "Accept": accept})
         response = connection.getresponse()
         said = response.read()
-        if response.status not in (201, 202):
+        if response.status not in (200, 201, 202):
             sys.exit(f"{method} {path}: {response.status} {said!r}")
-        return response.headers.get("Location", "")
+        return response.headers, said
