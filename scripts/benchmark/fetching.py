@@ -1,7 +1,6 @@
 """Cold: from nothing in the cache to the last byte read, beside what fetches the same bytes."""
 
 import concurrent.futures
-import contextlib
 import time
 
 from testbed.kits import compressed as compress
