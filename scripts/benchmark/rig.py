@@ -147,9 +147,11 @@ class Rig:
         finally:
             code, _, err = self.kitfs.run("umount", mountpoint)
             if code != 0:
-                # Whatever kept it, nothing stays behind.
+                # Whatever kept it, nothing stays behind. It may have gone meanwhile.
                 print(err, end="", file=sys.stderr)
-                self.kitfs.must("umount", "--lazy", mountpoint)
+                _, _, err = self.kitfs.run("umount", "--lazy", mountpoint)
+                if os.path.ismount(mountpoint):
+                    raise RuntimeError(f"{mountpoint} stays mounted: {err}")
             mountpoint.rmdir()
 
     def status(self, mountpoint):
