@@ -48,7 +48,11 @@ def main():
     if writes:
         plotting.prepare(options.programs)
     if not options.draw:
-        measure(options, chosen, writes)
+        try:
+            measure(options, chosen, writes)
+        except RuntimeError as error:
+            # Of kitfs itself, which has said why.
+            sys.exit(str(error))
     if writes:
         # Not before matplotlib is there.
         from . import document

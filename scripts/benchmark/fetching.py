@@ -1,11 +1,12 @@
 """Cold: from nothing in the cache to the last byte read, beside what fetches the same bytes."""
 
 import concurrent.futures
-import contextlib
 import time
 
-from . import kits, parts
-from .rig import Memory, watched
+from testbed.kits import compressed as compress
+from testbed.processes import Most, watched
+
+from . import contents, parts
 
 WEIGHTS = "model/weights.bin"
 LAYERS = 8
@@ -16,7 +17,7 @@ COMPRESSED_MIB = 512
 def cold(rig):
     """One plain layer of 2 GiB, from a registry on loopback."""
     kit, size = rig.big, f"{rig.options.mib / 1024:g} GiB"
-    supervisor, worker = Memory(), Memory()
+    supervisor, worker = Most(), Most()
     by_skopeo = (
         f"skopeo --insecure-policy copy -q --src-tls-verify=false docker://{kit.reference} dir:{{}}/copy && mkdir {{}}/files"
         f" && tar x -C {{}}/files -f {{}}/copy/{kit.layer.digest.split(':')[1]} && {rig.reader} sequential {{}}/files/{WEIGHTS}"
@@ -42,9 +43,9 @@ def cold(rig):
         ("curl", "`curl -o /dev/null`", None),
     ]:
         rig.table.add(what, times["kitfs"], beside=beside, theirs=times[name], goal=goal)
-    rig.table.size(f"worker while it fetches {size}: anonymous memory", worker.anonymous, 150)
-    rig.table.size(f"worker while it fetches {size}: resident in all", worker.resident, 150)
-    rig.table.size("supervisor: resident in all", supervisor.resident, 10)
+    rig.table.size(f"worker while it fetches {size}: anonymous memory", worker.anon, 150)
+    rig.table.size(f"worker while it fetches {size}: resident in all", worker.rss, 150)
+    rig.table.size("supervisor: resident in all", supervisor.rss, 10)
 
 
 def latency(rig):
@@ -86,7 +87,7 @@ def layers(rig):
     """A model in several layers, read in order: the next ones come while one is read."""
 
     def make(folder):
-        one = lambda number: kits.one_file(folder / f"{number}.tar", LAYER_MIB, "modelpart" if number else "model", f"model/{number}")
+        one = lambda number: contents.one_file(folder / f"{number}.tar", LAYER_MIB, "modelpart" if number else "model", f"model/{number}")
         return [one(number) for number in range(LAYERS)]
 
     with rig.pushed("layers", make) as kit:
@@ -107,7 +108,7 @@ def layers(rig):
             {
                 "in order": lambda: rig.cold(kit.reference, files),
                 "fetched": fetched,
-                "pull": lambda: rig.timed(f"{rig.kitfs} pull --plain-http --cache-dir {{}}/cache {kit.reference} 2> /dev/null"),
+                "pull": lambda: rig.timed(f"{rig.kitfs.program} pull --plain-http --cache-dir {{}}/cache {kit.reference} 2> /dev/null"),
                 "curl": lambda: rig.timed(all_of_it),
             },
         )
@@ -123,9 +124,9 @@ def layers(rig):
 def compressed(rig):
     """One compressed layer, beside the tool that uncompresses it."""
     with rig.scratch() as folder:
-        plain = kits.text_and_weights(folder / "data.tar", COMPRESSED_MIB)
+        plain = contents.text_and_weights(folder / "data.tar", COMPRESSED_MIB)
         for coding, goal in [("gzip", 1.15), ("zstd", 4)]:
-            layer = kits.compressed(plain, coding)
+            layer = compress(plain, coding)
             kit = rig.registry.push(coding, [layer])
             share = layer.size / plain.size
             rig.timed(f"curl -sf {kit.blob()} -o /dev/null")

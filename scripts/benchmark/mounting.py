@@ -5,8 +5,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import kits
-from .rig import Memory
+from testbed.processes import Most
+
+from . import contents
 
 SIGNED = Path(__file__).resolve().parents[2] / "tests/fixtures/signed"
 MANY_LAYERS = 100
@@ -40,9 +41,9 @@ def first_byte(path):
 def many(rig):
     """A kit of 100 layers with a million files in all, which is in the cache."""
     entries = MANY_LAYERS * LAYER_FILES
-    memories = {name: Memory() for name in ["supervisor", "mounted", "listed"]}
+    memories = {name: Most() for name in ["supervisor", "mounted", "listed"]}
     times = {"mount": [], "byte": [], "find": []}
-    make = lambda folder: [kits.tiny_files(folder / f"{number}.tar", number, LAYER_FILES) for number in range(MANY_LAYERS)]
+    make = lambda folder: [contents.tiny_files(folder / f"{number}.tar", number, LAYER_FILES) for number in range(MANY_LAYERS)]
     with rig.pushed("many", make) as kit, rig.scratch() as folder:
         rig.note("  into the cache")
         cache = rig.pull(kit, folder / "cache")
@@ -66,8 +67,8 @@ def many(rig):
     rig.table.add(f"`kitfs mount` of {what}, to the first byte", times["byte"], unit="ms")
     rig.table.add("`find -printf %s` over all of them, nothing in memory", times["find"])
     for name, when in [("mounted", "once it is mounted"), ("listed", "after that `find`")]:
-        rig.table.size(f"worker of those {MANY_LAYERS} layers: anonymous memory, {when}", memories[name].anonymous, 50)
-    rig.table.size(f"supervisor of those {MANY_LAYERS} layers: anonymous memory", memories["supervisor"].anonymous, 10)
+        rig.table.size(f"worker of those {MANY_LAYERS} layers: anonymous memory, {when}", memories[name].anon, 50)
+    rig.table.size(f"supervisor of those {MANY_LAYERS} layers: anonymous memory", memories["supervisor"].anon, 10)
 
 
 def decision(rig):

@@ -4,7 +4,7 @@ import contextlib
 import subprocess
 import time
 
-from . import kits
+from . import contents
 from .rig import drop_caches
 
 WEIGHTS = "model/weights.bin"
@@ -72,7 +72,7 @@ def small(rig):
 
 def readers(rig):
     """Many readers, each of which opens, reads and closes small files at random."""
-    with rig.pushed("files", lambda folder: [kits.small_files(folder / "files.tar", READ_FILES)]) as kit, beside(rig, kit) as (cache, plain):
+    with rig.pushed("files", lambda folder: [contents.small_files(folder / "files.tar", READ_FILES)]) as kit, beside(rig, kit) as (cache, plain):
         with rig.mount(kit.reference, cache) as mounted:
             _, worker = rig.processes(mounted)
             folders = {"mounted": mounted / "data", "plain": plain / "data"}

@@ -1,36 +1,37 @@
 """What all groups of measurements stand on: folder, environment, registry, mounts, and turns."""
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from functools import cached_property
 from pathlib import Path
 
-from . import kits
-from .registry import Registry
+from testbed.kitfs import Kitfs
+from testbed.processes import end, environment, talking
+from testbed.registry import Registry
+
+from . import contents
 from .table import Table
 
-MIB = kits.MIB
+#: Seconds for a pull: the disk of some machines is slow.
+PULL = 1800
 
 
 class Rig:
     def __init__(self, options, stack):
         self.options = options
         self.rounds = options.rounds
-        self.kitfs = options.kitfs.resolve()
+        self.stack = stack
         self.reader = (options.programs / "reader").resolve()
         self.table = Table()
         self.folder = Path(tempfile.mkdtemp(prefix="kitfs-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp")))
         stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KITFS_") and "proxy" not in name.lower()}
-        # Nobody's logins.
-        self.environment.update(HOME=str(self.folder), DOCKER_CONFIG=str(self.folder), OTEL_TRACES_EXPORTER="none")
+        self.environment = environment(self.folder)
+        self.kitfs = Kitfs(options.kitfs.resolve(), self.environment)
         self.registry = Registry(self.folder, self.environment, stack)
 
     # ---- what several groups need
@@ -39,21 +40,24 @@ class Rig:
     def big(self):
         """A kit of one large file."""
         self.note("making the large kit")
-        return self.registry.push("big", [kits.one_file(self.folder / "big.tar", self.options.mib)])
+        return self.registry.push("big", [contents.one_file(self.folder / "big.tar", self.options.mib)])
 
     @cached_property
     def half(self):
         """One half as large, for what takes longer."""
-        return self.registry.push("half", [kits.one_file(self.folder / "half.tar", self.options.mib // 2)])
+        return self.registry.push("half", [contents.one_file(self.folder / "half.tar", self.options.mib // 2)])
 
     @cached_property
     def small(self):
         """A kit of 5,000 small files."""
-        return self.registry.push("small", [kits.small_files(self.folder / "small.tar", 5000)])
+        return self.registry.push("small", [contents.small_files(self.folder / "small.tar", 5000)])
 
     @cached_property
     def relay(self):
-        return self.registry.relay((self.options.programs / "relay").resolve())
+        """Where a relay listens that stands for a long way to the registry."""
+        process = talking([(self.options.programs / "relay").resolve(), self.registry.host])
+        self.stack.callback(end, process)
+        return process.stdout.readline().strip()
 
     @cached_property
     def tls(self):
@@ -129,73 +133,33 @@ class Rig:
 
     def pull(self, kit, cache):
         """Brings the kit into a cache, safe on disk."""
-        command = [self.kitfs, "pull", "--plain-http", "--cache-dir", cache, kit.reference]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
-        if done.returncode != 0:
-            sys.exit(f"kitfs pull {kit.reference}: {done.stderr}")
+        self.kitfs.must("pull", "--plain-http", "--cache-dir", cache, kit.reference, limit=PULL)
         return cache
 
     @contextlib.contextmanager
     def mount(self, reference, cache, *options):
         mountpoint = Path(tempfile.mkdtemp(prefix="mount-", dir=self.folder))
         transport = () if "--ca-cert" in options else ("--plain-http",)
-        command = [str(word) for word in [self.kitfs, "mount", *transport, "--cache-dir", cache, *options, reference, mountpoint]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
+        self.kitfs.must("mount", *transport, "--cache-dir", cache, *options, reference, mountpoint)
         self.mounted = time.monotonic()
-        if done.returncode != 0:
-            sys.exit(f"{' '.join(command)}: {done.stderr}")
         try:
             yield mountpoint
         finally:
-            done = subprocess.run([self.kitfs, "umount", mountpoint], env=self.environment, check=False)
-            if done.returncode != 0:
-                # Whatever kept it, nothing stays behind.
-                self.output([self.kitfs, "umount", "--lazy", mountpoint])
+            code, _, err = self.kitfs.run("umount", mountpoint)
+            if code != 0:
+                # Whatever kept it, nothing stays behind. It may have gone meanwhile.
+                print(err, end="", file=sys.stderr)
+                _, _, err = self.kitfs.run("umount", "--lazy", mountpoint)
+                if os.path.ismount(mountpoint):
+                    raise RuntimeError(f"{mountpoint} stays mounted: {err}")
             mountpoint.rmdir()
 
     def status(self, mountpoint):
-        return json.loads(self.output([self.kitfs, "status", "--json", mountpoint]))["mounts"][0]
+        return self.kitfs.status(mountpoint)[0]
 
     def processes(self, mountpoint):
         status = self.status(mountpoint)
         return status["supervisor_pid"], status["worker_pid"]
-
-
-class Memory:
-    """The most memory that a process was seen with, in bytes."""
-
-    anonymous = 0
-    resident = 0
-
-    def look(self, process):
-        with contextlib.suppress(OSError):
-            for line in open(f"/proc/{process}/status", encoding="utf-8"):
-                if line.startswith("RssAnon:"):
-                    self.anonymous = max(self.anonymous, int(line.split()[1]) * 1024)
-                if line.startswith("VmRSS:"):
-                    self.resident = max(self.resident, int(line.split()[1]) * 1024)
-        return self
-
-
-@contextlib.contextmanager
-def watched(processes, memories):
-    """Looks at the processes' memory 40 times a second."""
-    done = threading.Event()
-
-    def watch():
-        while True:
-            for process, memory in zip(processes, memories):
-                memory.look(process)
-            if done.wait(0.025):
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def drop_caches():

@@ -1,4 +1,4 @@
-"""Debian's docker-registry on loopback, plain and by TLS, over one storage; and a relay that stands for a long way to it."""
+"""Debian's docker-registry on loopback, plain and by TLS, over one storage."""
 
 import http.client
 import io
@@ -7,10 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from . import kits
-from .kits import MIB
+from .kits import MANIFEST, MIB, Kit, digest_of, manifest
+from .processes import end
 
 
 class Registry:
@@ -33,9 +32,8 @@ class Registry:
             f"storage: {{filesystem: {{rootdirectory: {self.storage}}}}}\nhttp: {{addr: '{host}'{more}}}\n"
         )
         log = self.stack.enter_context(open(log_path, "w", encoding="utf-8"))
-        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log, env=self.environment)
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)
+        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log, env=self.environment, start_new_session=True)
+        self.stack.callback(end, process)
         until = time.monotonic() + 30
         while True:
             try:
@@ -60,24 +58,22 @@ class Registry:
             subprocess.run(["openssl", *map(str, command)], check=True, capture_output=True)
         return self.serve("tls", f", tls: {{certificate: {certificate}, key: {key}}}"), ca
 
-    def relay(self, program):
-        """Starts the relay and says where it listens."""
-        process = subprocess.Popen([str(program), self.host], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)
-        return process.stdout.readline().strip()
-
-    def push(self, name, layers):
-        """Uploads a kit; the files of its layers go."""
-        manifest, config = kits.manifest(name, layers)
+    def push(self, name, layers, tag="v1"):
+        """Uploads a kit; the file of each layer goes before the next one is asked for."""
+        there = []
         for layer in layers:
             with open(layer.file, "rb") as file:
-                self.upload(name, layer.digest, file, layer.file.stat().st_size)
-        for layer in layers:
+                self.upload(name, layer.digest, file, layer.size)
             layer.file.unlink()
-        self.upload(name, kits.digest_of(config), io.BytesIO(config), len(config))
-        self.send("PUT", f"/v2/{name}/manifests/v1", manifest, len(manifest), kits.MANIFEST)
-        return kits.Kit(self.host, name, kits.digest_of(manifest), layers)
+            there.append(layer)
+        about, config = manifest(name, there)
+        self.upload(name, digest_of(config), io.BytesIO(config), len(config))
+        kit = Kit(self.host, name, tag, about, there)
+        self.tag(kit, tag)
+        return kit
+
+    def tag(self, kit, tag):
+        self.send("PUT", f"/v2/{kit.name}/manifests/{tag}", kit.manifest, len(kit.manifest), MANIFEST)
 
     def forget(self, kit):
         """Gives the disk back that a kit's layers take."""
@@ -86,15 +82,16 @@ class Registry:
             shutil.rmtree(self.storage / "docker/registry/v2/blobs/sha256" / number[:2] / number, ignore_errors=True)
 
     def upload(self, name, digest, body, size):
-        place = self.send("POST", f"/v2/{name}/blobs/uploads/", b"", 0)
+        place = self.send("POST", f"/v2/{name}/blobs/uploads/")[0]["Location"]
         place = place[place.index("/v2/") :]
         self.send("PUT", f"{place}{'&' if '?' in place else '?'}digest={digest}", body, size)
 
-    def send(self, method, path, body, size, kind="application/octet-stream"):
+    def send(self, method, path, body=b"", size=0, kind="application/octet-stream", accept="*/*"):
+        """Headers and content of the answer."""
         connection = http.client.HTTPConnection(self.host, timeout=120, blocksize=MIB)
-        connection.request(method, path, body, {"Content-Length": str(size), "Content-Type": kind})
+        connection.request(method, path, body, {"Content-Length": str(size), "Content-Type": kind, "Accept": accept})
         response = connection.getresponse()
         said = response.read()
-        if response.status not in (201, 202):
+        if response.status not in (200, 201, 202):
             sys.exit(f"{method} {path}: {response.status} {said!r}")
-        return response.headers.get("Location", "")
+        return response.headers, said

@@ -1,16 +1,52 @@
-"""A process that reads in a mount and compares, for scripts/soak.py: a job a line, an answer a line."""
+"""A process that reads in a mount and compares: a job a line, an answer a line."""
 
 import hashlib
 import json
 import mmap
 import os
 import random
+import select
 import stat
 import sys
 import time
 
+from testbed.kitfs import HANGS
+from testbed.processes import end, talking
+
 #: How many files of a sort one job looks at.
 SOME = 60
+
+
+class Reader:
+    """A process that reads, so that one that hangs or is hit by a signal takes nobody with it."""
+
+    def __init__(self, ledger):
+        self.ledger = ledger
+        self.process = None
+
+    def __enter__(self):
+        self.process = talking([sys.executable, "-m", "soaking.reader"])
+        return self
+
+    def __exit__(self, *_):
+        end(self.process)
+
+    def ask(self, point, kit, how, chance):
+        """What the reader found; None if it hung or died, which is a failure."""
+        job = {"root": point, "index": str(kit.table), "how": how, "seed": chance}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], HANGS)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            state = "hangs" if not ready else f"died: {self.process.wait()}"
+            self.ledger.fail(f"reader of {point} ({how}) {state}")
+            return None
+        self.ledger.count(f"reads, {how}")
+        return json.loads(line)
+
+
+# ---- the reader's process
 
 
 class Job:

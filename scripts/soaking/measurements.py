@@ -12,7 +12,13 @@ import threading
 import time
 from pathlib import Path
 
-from kits import MIB, Kitfs, Layer, Registry, Relay, digest_of, environment, memory, shares, small_files
+from testbed.kitfs import KitfsApart
+from testbed.kits import MIB, digest_of_file
+from testbed.processes import Most, environment, memory, shares, usage, watched
+from testbed.registry import Registry
+
+from .contents import Layer, push, small_files
+from .relay import Relay
 
 #: MiB that a worker may have resident, whatever it does.
 WORKER_MIB = 150
@@ -23,12 +29,12 @@ def many_mounts(options, folder, stack):
     """So many mounts of a few kits: what each costs, and how long the verbs for all of them take."""
     names = environment(folder)
     registry = Registry(folder, names, stack)
-    kitfs = Kitfs(options.kitfs, folder, names)
+    kitfs = KitfsApart(options.kitfs, folder, names)
     stack.callback(kitfs.clear)
     kits = [
-        registry.push("one", [Layer("model", "model", {"weights.bin": (1, 8 * MIB, False), **small_files(2, 30)})]),
-        registry.push("many", [Layer("dataset", f"d{n:02}", small_files(10 + n, 50)) for n in range(20)]),
-        registry.push("files", [Layer("dataset", "data", small_files(3, 5000, 100, 900))]),
+        push(registry, "one", [Layer("model", "model", {"weights.bin": (1, 8 * MIB, False), **small_files(2, 30)})]),
+        push(registry, "many", [Layer("dataset", f"d{n:02}", small_files(10 + n, 50)) for n in range(20)]),
+        push(registry, "files", [Layer("dataset", "data", small_files(3, 5000, 100, 900))]),
     ]
     failures = []
     begun = time.monotonic()
@@ -36,7 +42,7 @@ def many_mounts(options, folder, stack):
         kit = kits[number % len(kits)]
         point = folder / "mnt" / f"{number:03}"
         point.mkdir(parents=True)
-        kitfs.must("mount", *(["--no-passthrough"] if number % 2 else []), f"{registry.host}/{kit.name}:v1", point)
+        kitfs.must("mount", *(["--no-passthrough"] if number % 2 else []), kit.reference, point)
     mounting = time.monotonic() - begun
     begun = time.monotonic()
     # Of each a folder, and a file of 20 mounts, so that it is not only there but in use.
@@ -53,7 +59,7 @@ def many_mounts(options, folder, stack):
     time.sleep(12)
     rows = []
     for role, key in [("supervisor", "supervisor_pid"), ("worker", "worker_pid")]:
-        found = [{**memory(mount[key]), **shares(mount[key])} for mount in mounts]
+        found = [{**usage(mount[key]), **shares(mount[key])} for mount in mounts]
         rows.append((role, {name: [each[name] for each in found] for name in found[0]}))
     lines = [f"{options.mounts} mounts of {len(kits)} kits, {time.strftime('%Y-%m-%d %H:%M')}", "", "| a mount | middle | most | all |", "|---|---|---|---|"]
     total = 0
@@ -91,9 +97,7 @@ def many_mounts(options, folder, stack):
     ending = time.monotonic() - started
     if code != 0:
         failures.append(f"umount --all ended with {code}: {err}")
-    until = time.monotonic() + 20
-    while kitfs.processes() and time.monotonic() < until:
-        time.sleep(0.05)
+    kitfs.wait(20)
     if kitfs.processes() or kitfs.mounts() or list(kitfs.run_dir.glob("*/*")):
         failures.append(f"left behind: {kitfs.processes()} {kitfs.mounts()} {list(kitfs.run_dir.glob('*/*'))}")
     lines += ["", f"mounting all: {mounting:.1f} s, reading in all: {reading:.1f} s, `kitfs umount --all`: {ending:.1f} s"]
@@ -110,7 +114,7 @@ def memory_mode(options, folder, stack):
     size = options.layer_mib * MIB
     small = Layer("dataset", "small", small_files(1, 5000, 100, 4000))
     layers = lambda codings: [Layer("dataset", f"large-{n}", {"large.bin": (10 + n, size, coding != "")}, coding) for n, coding in enumerate(codings)]
-    kit = registry.push("four", [small, *layers(["", "", "zstd", "zstd"])])
+    kit = push(registry, "four", [small, *layers(["", "", "zstd", "zstd"])])
     lines = [
         f"two plain and two zstd layers of {options.layer_mib} MiB uncompressed at once, {READERS} readers of small files, {time.strftime('%Y-%m-%d %H:%M')}", "",
         "| way to the registry | RssAnon at most | VmRSS at most | RssAnon after it | threads | seconds | small files read |",
@@ -122,23 +126,23 @@ def memory_mode(options, folder, stack):
         relay.set(mode)
         place = folder / mode[:4]
         place.mkdir()
-        kitfs = Kitfs(options.kitfs, place, names)
+        kitfs = KitfsApart(options.kitfs, place, names)
         stack.callback(kitfs.clear)
         point = place / "mnt"
         point.mkdir()
-        kitfs.must("mount", "--prefetch", "none", *option, f"{relay.host}/{kit.name}:v1", point)
+        kitfs.must("mount", "--prefetch", "none", *option, kit.at(relay.host), point)
         peak, after, seconds, reads = at_once(kitfs.status()[0]["worker_pid"], point, kit, failures)
         if kitfs.status()[0]["restarts"]:
             failures.append(f"{way}: the worker was replaced")
         kitfs.must("umount", point)
         title = way + "".join(f", {each}" for each in option)
         lines.append(
-            f"| {title} | {peak['anon'] / MIB:.0f} MiB | {peak['rss'] / MIB:.0f} MiB | {after['anon'] / MIB:.0f} MiB "
-            f"| {peak['threads']} | {seconds:.1f} | {reads} |"
+            f"| {title} | {peak.anon / MIB:.0f} MiB | {peak.rss / MIB:.0f} MiB | {after['anon'] / MIB:.0f} MiB "
+            f"| {peak.threads} | {seconds:.1f} | {reads} |"
         )
         note(lines[-1])
-        if peak["rss"] > WORKER_MIB * MIB:
-            failures.append(f"{title}: the worker has {peak['rss'] / MIB:.0f} MiB, at most {WORKER_MIB} are allowed")
+        if peak.rss > WORKER_MIB * MIB:
+            failures.append(f"{title}: the worker has {peak.rss / MIB:.0f} MiB, at most {WORKER_MIB} are allowed")
         shutil.rmtree(place / "cache")
     return lines, failures
 
@@ -150,7 +154,7 @@ def at_once(worker, point, kit, failures):
     large = [name for name in files if not name.startswith("small/")]
     # Here before it begins, for that is what they read.
     Path(point, small[0]).read_bytes()
-    done, peak, reads, opened = threading.Event(), {}, [0] * READERS, {}
+    done, peak, reads, opened = threading.Event(), Most(), [0] * READERS, {}
 
     def fetch(name):
         opened[name] = open(point / name, "rb", buffering=0)
@@ -168,24 +172,20 @@ def at_once(worker, point, kit, failures):
                 failures.append(f"WRONG BYTES: {name}")
             reads[number] += 1
 
-    def look():
-        while not done.wait(0.02):
-            for name, number in (memory(worker) or {}).items():
-                peak[name] = max(peak.get(name, 0), number)
-
     begun = time.monotonic()
     fetches = [threading.Thread(target=fetch, args=(name,), daemon=True) for name in large]
-    others = [threading.Thread(target=look), *(threading.Thread(target=read, args=(number,)) for number in range(READERS))]
-    try:
-        for thread in others + fetches:
-            thread.start()
-        for thread in fetches:
-            thread.join(600)
-        seconds = time.monotonic() - begun
-    finally:
-        done.set()
-        for thread in others:
-            thread.join()
+    others = [threading.Thread(target=read, args=(number,)) for number in range(READERS)]
+    with watched([worker], [peak]):
+        try:
+            for thread in others + fetches:
+                thread.start()
+            for thread in fetches:
+                thread.join(600)
+            seconds = time.monotonic() - begun
+        finally:
+            done.set()
+            for thread in others:
+                thread.join()
     # What was fetched with is given back within a second or two, but for what is synced still.
     time.sleep(5)
     after = memory(worker)
@@ -194,6 +194,6 @@ def at_once(worker, point, kit, failures):
             failures.append(f"{name} could not be opened within 600 s")
             continue
         with opened[name] as file:
-            if "sha256:" + files[name][1] != digest_of(file.name):
+            if "sha256:" + files[name][1] != digest_of_file(file.name):
                 failures.append(f"WRONG BYTES: {name}")
     return peak, after, seconds, sum(reads)
