@@ -143,8 +143,8 @@ pub const HEARTBEAT_SILENCE_TICKS: u32 = 30;
 pub const KILLED_PATIENCE: Duration = Duration::from_secs(5);
 /// How long unmounting waits for a worker to end all waits, and then for their callers to leave.
 pub const STOPPED_PATIENCE: Duration = Duration::from_millis(800);
-/// How long `kitfs umount` waits for its supervisor's answer.
-pub const UMOUNT_PATIENCE: Duration = Duration::from_secs(4);
+/// How long a supervisor may take to unmount. The kernel lets go of each name that it knows of the mount, which are a million now and then.
+pub const UMOUNT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a program that took the place of a supervisor's own may take to say which protocol it speaks; readers wait for it, once for each such program. It
 /// reads nothing for it and takes milliseconds.
 pub const PROTOCOL_ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -434,7 +434,7 @@ pub const CONTROL_LINE_BYTES: u64 = 4096;
 pub const CONTROL_LINE_LIMIT: Duration = Duration::from_secs(1);
 /// Times that a request is made which the supervisor hangs up on unheard, because its line did not come in [`CONTROL_LINE_LIMIT`].
 pub const UNHEARD_REQUESTS_MAX: u32 = 3;
-/// How long a supervisor may take to take its mount down or to find it busy: a worker may have to be started first, to let waiting readers go.
+/// How long a supervisor that is stopped may owe an answer; one that is not has [`UMOUNT_PATIENCE`]. A worker may have to be started first, to let waiting readers go.
 pub const UMOUNT_ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a mount that was taken down may stand in the kernel's table.
 pub const UMOUNT_GONE_LIMIT: Duration = Duration::from_secs(2);

@@ -3,6 +3,7 @@
 //! One connection to the supervisor's socket carries one request and one response, each a line of JSON. The supervisor takes the mount down itself, since
 //! only it can let its waiting readers go first. This side looks afterwards whether the mount is really gone, and who holds it if it is not.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ pub use crate::detach::{Detached, detach};
 use crate::holders::holders;
 pub use crate::holders::{Holder, Holding};
 use crate::limits::{
-    CONTROL_LINE_BYTES, CONTROL_LINE_LIMIT, SUPERVISOR_END_LIMIT, UMOUNT_ANSWER_LIMIT, UMOUNT_GONE_LIMIT, UNHEARD_REQUESTS_MAX,
+    CONTROL_LINE_BYTES, CONTROL_LINE_LIMIT, SUPERVISOR_END_LIMIT, UMOUNT_ANSWER_LIMIT, UMOUNT_GONE_LIMIT, UMOUNT_PATIENCE,
+    UNHEARD_REQUESTS_MAX,
 };
 use crate::mountinfo::{self, Changes, MountEntry};
 use crate::run::{MountDir, MountRecord, RunDir, RunError};
@@ -257,7 +259,7 @@ fn recorded(run_dir: &RunDir, entry: &MountEntry) -> Result<Option<(MountDir, Mo
 
 fn ask(mount: &MountDir, record: &MountRecord, entry: &MountEntry, lazy: bool) -> Result<Unmounted, UmountError> {
     let path = entry.mountpoint.clone();
-    let asked = || request(&mount.socket_address(), &Request::Umount { lazy });
+    let asked = || request(&mount.socket_address(), &Request::Umount { lazy }, record.supervisor_pid);
     let mut answer = asked();
     if let Ok(Response::Busy) = answer {
         match busy(entry) {
@@ -330,15 +332,16 @@ fn ended(mount: &MountDir) {
     }
 }
 
-/// Asks, and asks again if nobody read it: on a host that is out of breath more than [`CONTROL_LINE_LIMIT`] can pass between a connection and its line.
-fn request(address: &Path, request: &Request) -> io::Result<Response> {
+/// Asks the supervisor with this pid, and asks again if nobody read it: on a host that is out of breath more than [`CONTROL_LINE_LIMIT`] can pass between a
+/// connection and its line.
+fn request(address: &Path, request: &Request, pid: u32) -> io::Result<Response> {
     let mut attempts = 0;
     loop {
         attempts += 1;
         let asked = || {
             let stream = connect(address)?;
             write_line(&stream, request)?;
-            read_line(&stream, UMOUNT_ANSWER_LIMIT)
+            read_answer(&stream, pid)
         };
         match asked() {
             Err(error)
@@ -369,6 +372,25 @@ fn write_line<T: Serialize>(mut stream: &UnixStream, message: &T) -> io::Result<
     stream.write_all(&line)
 }
 
+/// Reads the answer of the supervisor with this pid, for which it may take [`UMOUNT_PATIENCE`] if it is not stopped: the kernel may be busy with its mount.
+fn read_answer(stream: &UnixStream, pid: u32) -> io::Result<Response> {
+    let last = Instant::now() + UMOUNT_PATIENCE;
+    loop {
+        match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&timespec(UMOUNT_ANSWER_LIMIT)))? {
+            0 if Instant::now() < last && goes_on(pid) => {}
+            0 => return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")),
+            _ => return read_line(stream, CONTROL_LINE_LIMIT),
+        }
+    }
+}
+
+/// False for a process that is stopped, or gone.
+fn goes_on(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may have any byte in it.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['R', 'S', 'D']))
+}
+
 /// Reads a line, in `limit` at most, however slowly its bytes come.
 fn read_line<T: DeserializeOwned>(stream: &UnixStream, limit: Duration) -> io::Result<T> {
     let mut reader = BufReader::new(Until { stream, deadline: Instant::now() + limit }.take(CONTROL_LINE_BYTES));
@@ -380,6 +402,10 @@ fn read_line<T: DeserializeOwned>(stream: &UnixStream, limit: Duration) -> io::R
     Ok(serde_json::from_slice(&line)?)
 }
 
+fn timespec(limit: Duration) -> Timespec {
+    Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) }
+}
+
 /// Reads until a point in time.
 struct Until<'a> {
     stream: &'a UnixStream,
@@ -389,8 +415,7 @@ struct Until<'a> {
 impl Read for Until<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(self.stream, PollFlags::IN)], Some(&limit)) {
+        match poll(&mut [PollFd::new(self.stream, PollFlags::IN)], Some(&timespec(left))) {
             Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")),
             Ok(_) => (&mut &*self.stream).read(buffer),
             Err(errno) => Err(errno.into()),
@@ -399,202 +424,4 @@ impl Read for Until<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixtures;
-    use crate::run::Alive;
-    use rustix::mount::UnmountFlags;
-    use std::fs::File;
-    use std::sync::mpsc;
-
-    fn run_dir() -> (tempfile::TempDir, RunDir) {
-        let home = tempfile::tempdir().expect("folder");
-        let run = RunDir::open(&home.path().join("kitfs")).expect("run directory");
-        (home, run)
-    }
-
-    fn say(mount: &MountDir, line: &[u8]) -> io::Result<Response> {
-        let stream = connect(&mount.socket_address())?;
-        (&mut &stream).write_all(line)?;
-        read_line(&stream, UMOUNT_ANSWER_LIMIT)
-    }
-
-    #[test]
-    fn a_request_is_answered_and_nonsense_is_not() {
-        let (_home, run) = run_dir();
-        let (mount, _alive) = run.create("1").expect("made");
-        let (told, asked) = mpsc::channel();
-        let handler = move |request| {
-            told.send(request).expect("heard");
-            Response::Failed { message: "no".to_owned() }
-        };
-        serve(listen(&mount).expect("socket"), handler).expect("thread");
-        let answer = say(&mount, b"{\"request\":\"umount\",\"lazy\":true}\n").expect("answered");
-        assert_eq!(answer, Response::Failed { message: "no".to_owned() });
-        assert_eq!(asked.try_recv(), Ok(Request::Umount { lazy: true }));
-        let long = [vec![b' '; CONTROL_LINE_BYTES as usize + 1], b"\n".to_vec()].concat();
-        for nonsense in [b"{}\n".as_slice(), b"\n", b"\xff\n", &long] {
-            assert!(say(&mount, nonsense).is_err());
-        }
-        assert!(say(&mount, b"{\"request\":\"umount\",\"lazy\":false}\n").is_ok(), "it goes on");
-        assert_eq!(asked.try_iter().count(), 1);
-        // One who says nothing does not keep others waiting for long.
-        let _silent = connect(&mount.socket_address()).expect("connected");
-        assert!(say(&mount, b"{\"request\":\"umount\",\"lazy\":false}\n").is_ok());
-    }
-
-    #[test]
-    fn a_request_that_was_not_heard_is_made_again() {
-        let (_home, run) = run_dir();
-        let (mount, _alive) = run.create("1").expect("made");
-        let listener = listen(&mount).expect("socket");
-        // Nobody waits for its end, so that it cannot hold up a test that fails.
-        thread::spawn(move || {
-            // As a supervisor does that waited for the line for too long.
-            for _ in 1..UNHEARD_REQUESTS_MAX {
-                drop(listener.accept().expect("a connection"));
-            }
-            let (stream, _) = listener.accept().expect("a connection");
-            answer(stream, &|_| Response::Busy).expect("answered");
-        });
-        let answer = request(&mount.socket_address(), &Request::Umount { lazy: false });
-        assert_eq!(answer.expect("answered in the end"), Response::Busy);
-    }
-
-    #[test]
-    fn what_kitfs_did_not_mount_is_left_alone() {
-        let (home, run) = run_dir();
-        for path in [Path::new("/proc"), home.path(), Path::new("/nonexistent/kit"), Path::new("/proc/../proc/")] {
-            let error = umount(path, true, &run).expect_err("none of ours");
-            assert!(matches!(error, UmountError::NotMounted { .. }), "{error}");
-            assert!(error.hint().is_some());
-        }
-    }
-
-    fn record(mount: &MountDir, entry: &MountEntry) -> MountRecord {
-        MountRecord {
-            id: mount.id().to_owned(),
-            mountpoint: entry.mountpoint.clone(),
-            reference: "reg.example/a:v1".to_owned(),
-            digest: format!("sha256:{}", "0".repeat(64)).parse().expect("digest"),
-            supervisor_pid: std::process::id(),
-            supervisor_version: None,
-            since: crate::run::now(),
-            cache_dir: "/var/cache/kitfs".into(),
-            device: entry.device,
-            mount_id: entry.mount_id,
-            log: mount.log_path(),
-            passthrough: None,
-            references: Vec::new(),
-            remote: Vec::new(),
-            access: crate::source::SourceOptions::default(),
-            admissions: Vec::new(),
-            audit: None,
-            settings: Default::default(),
-        }
-    }
-
-    /// What is on record of a mount that looks like one of kitfs, and that nobody serves.
-    struct Pretended {
-        // Before the folder: without its device the mount answers, and can be passed over, when a test fails.
-        device: Option<File>,
-        home: tempfile::TempDir,
-        run: RunDir,
-        place: PathBuf,
-        entry: MountEntry,
-        mount: MountDir,
-        alive: Option<Alive>,
-    }
-
-    impl Pretended {
-        fn new(name: &str) -> Self {
-            let (home, run) = run_dir();
-            let place = home.path().canonicalize().expect("path").join(name);
-            std::fs::create_dir(&place).expect("folder");
-            let device = Some(fixtures::pretended_mount(&place));
-            let entry = mountinfo::at(&place).expect("readable").expect("mounted");
-            let (mount, alive) = run.create("1").expect("made");
-            mount.write_record(&record(&mount, &entry)).expect("written");
-            Self { device, home, run, place, entry, mount, alive: Some(alive) }
-        }
-
-        /// Does what a supervisor would when it is asked to unmount.
-        fn detach(&self) -> impl Fn(bool) -> Response + Send + 'static {
-            let (at, id) = (self.place.clone(), self.entry.mount_id);
-            move |lazy| match detach(&at, id, lazy).expect("no error") {
-                Detached::Done => Response::Done,
-                Detached::Busy => Response::Busy,
-                Detached::NotOurs => Response::Failed { message: "not ours".to_owned() },
-            }
-        }
-
-        fn is_gone(&self) -> bool {
-            mountinfo::at(&self.place).expect("readable").is_none()
-        }
-    }
-
-    #[test]
-    fn the_mount_of_a_dead_supervisor_is_cleaned_up_even_if_its_device_is_dead() {
-        let mut dead = Pretended::new("a kit");
-        drop((dead.device.take(), dead.alive.take()));
-        while dead.mount.is_alive().expect("known") {
-            thread::yield_now();
-        }
-        umount(&dead.place, false, &dead.run).expect("cleaned up");
-        assert!(dead.is_gone());
-        assert!(!dead.mount.path().exists());
-        // Once more, without any record.
-        drop(fixtures::pretended_mount(&dead.place));
-        umount(&dead.home.path().join("./a kit/"), false, &dead.run).expect("taken down");
-        assert!(dead.is_gone());
-    }
-
-    #[test]
-    fn a_supervisor_is_asked_and_a_busy_mount_names_its_holders() {
-        let pretended = Pretended::new("kit");
-        let detach = pretended.detach();
-        serve(listen(&pretended.mount).expect("socket"), move |Request::Umount { lazy }| detach(lazy)).expect("thread");
-        // Holds the mount without a request to its device.
-        let held = rustix::fs::open(&pretended.place, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("held");
-        match umount(&pretended.place, false, &pretended.run) {
-            Err(UmountError::Busy { holders, mounts, .. }) => {
-                assert!(
-                    holders.iter().any(|holder| holder.pid == std::process::id() && matches!(holder.holding, Holding::Descriptor(_))),
-                    "{holders:?}"
-                );
-                assert_eq!(mounts, Vec::<PathBuf>::new());
-            }
-            other => panic!("{other:?}"),
-        }
-        drop(held);
-        let remaining = umount_all(true, &pretended.run).expect("listed");
-        assert!(matches!(remaining.as_slice(), [(path, Ok(_))] if *path == pretended.place), "{remaining:?}");
-        assert!(pretended.is_gone());
-        assert!(umount_all(false, &pretended.run).expect("listed").is_empty());
-    }
-
-    #[test]
-    fn a_mount_that_nobody_holds_any_more_is_asked_for_again() {
-        let pretended = Pretended::new("kit");
-        let (detach, asked) = (pretended.detach(), std::sync::atomic::AtomicU32::new(0));
-        serve(listen(&pretended.mount).expect("socket"), move |Request::Umount { lazy }| {
-            match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-                0 => Response::Busy,
-                _ => detach(lazy),
-            }
-        })
-        .expect("thread");
-        umount(&pretended.place, false, &pretended.run).expect("taken down");
-        assert!(pretended.is_gone());
-    }
-
-    #[test]
-    fn a_supervisor_that_does_not_answer_is_named_and_passed_by_with_lazy() {
-        let pretended = Pretended::new("kit");
-        let error = umount(&pretended.place, false, &pretended.run).expect_err("nobody listens");
-        assert!(matches!(error, UmountError::Unanswered { pid, .. } if pid == std::process::id()), "{error:?}");
-        umount(&pretended.place, true, &pretended.run).expect("detached");
-        assert!(pretended.is_gone());
-        assert!(rustix::mount::unmount(&pretended.place, UnmountFlags::DETACH).is_err());
-    }
-}
+mod tests;
