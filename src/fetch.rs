@@ -21,7 +21,7 @@ use crate::store::{Store, StoreError, VerifiedLayer};
 
 /// Fetches the layers of one mount.
 pub struct Fetcher {
-    store: Store,
+    store: Result<Store, StoreError>,
     layers: Vec<(LayerSpec, usize)>,
     connect: Connect,
     /// Made at the first fetch: a mount of cached layers needs neither threads nor a network.
@@ -105,8 +105,8 @@ struct State {
 }
 
 impl Fetcher {
-    /// A fetcher for the layers of a plan, each with the number of its source; the n-th has slot n + 1.
-    pub fn new(store: Store, layers: Vec<(LayerSpec, usize)>, connect: Connect, meter: Meter) -> Arc<Self> {
+    /// A fetcher for the layers of a plan, each with the number of its source; the n-th has slot n + 1. Without a store each fetch fails as its opening did.
+    pub fn new(store: Result<Store, StoreError>, layers: Vec<(LayerSpec, usize)>, connect: Connect, meter: Meter) -> Arc<Self> {
         let inner = Inner { layers: vec![State::default(); layers.len()], ..Inner::default() };
         Arc::new(Self {
             store,
@@ -260,8 +260,9 @@ impl Fetcher {
         let started = Instant::now();
         let unconnected = |source| StoreError::Source { layer: spec.descriptor.digest, source: Arc::new(source) };
         let fetch = |demanded| {
+            let store = self.store.as_ref().map_err(Clone::clone)?;
             let (source, handle) = self.connection(*source).map_err(unconnected)?;
-            if demanded { self.store.ensure(spec, &source, &handle) } else { self.store.prefetch(spec, &source, &handle) }
+            if demanded { store.ensure(spec, &source, &handle) } else { store.prefetch(spec, &source, &handle) }
         };
         let mut outcome = fetch(demanded);
         let mut inner = self.lock();

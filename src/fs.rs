@@ -9,7 +9,6 @@ mod holding;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Instant, SystemTime};
@@ -40,7 +39,8 @@ pub struct Fs {
     reference: String,
     digest: Digest,
     layers: Vec<Layer>,
-    store: Store,
+    /// The cache, or why it cannot be opened: then nothing is known but what the plan says, and whatever needs more is answered with that.
+    store: Result<Store, StoreError>,
     fetcher: Arc<Fetcher>,
     ended: Ended,
     agree: Agree,
@@ -53,6 +53,8 @@ pub struct Fs {
     model_touched: AtomicBool,
     /// What a file or folder without a time of its own shows, in seconds.
     created: i64,
+    /// When it was put together.
+    since: SystemTime,
 }
 
 /// Told when a wait is over.
@@ -102,7 +104,7 @@ impl Fs {
     pub fn new(
         lineage: &Lineage,
         reference: String,
-        store: Store,
+        store: Result<Store, StoreError>,
         fetcher: Arc<Fetcher>,
         prefetch_model: bool,
         ended: Ended,
@@ -130,6 +132,7 @@ impl Fs {
             weights,
             model_touched: AtomicBool::new(false),
             created: created.unwrap_or(OLDEST_SHOWN).max(OLDEST_SHOWN),
+            since: SystemTime::now(),
         });
         let weak: Weak<Self> = Arc::downgrade(&fs);
         fetcher.listen(Box::new(move |slot, outcome| {
@@ -161,11 +164,6 @@ impl Fs {
         &self.tree
     }
 
-    /// The cache's directory.
-    pub fn store_dir(&self) -> &Path {
-        self.store.dir()
-    }
-
     /// The layers' specs in manifest order; the n-th has slot n + 1.
     pub fn specs(&self) -> impl Iterator<Item = &LayerSpec> {
         self.layers.iter().map(|layer| &layer.spec)
@@ -186,7 +184,8 @@ impl Fs {
     pub fn lookup(&self, folder: Node, name: &[u8]) -> Result<Answer<Lookup>, Errno> {
         match self.tree.lookup(folder, name) {
             // The kernel sends GETATTR of a placeholder before it looks up in it. One that comes anyway looks its folder up again.
-            Ok(Lookup::Cold(group)) if !self.tree.is_shared_directory(group) => Err(Errno::STALE),
+            Ok(Lookup::Cold(group)) if self.store.is_ok() && !self.tree.is_shared_directory(group) => Err(Errno::STALE),
+            // Without a cache the wait is over before it begins, and the answer is what is wrong.
             Ok(Lookup::Cold(group)) => Ok(Answer::Wait(Need::Names(group))),
             Ok(found) => Ok(Answer::Now(found)),
             Err(error) => Err(self.damaged(&error)),
@@ -292,10 +291,11 @@ impl Fs {
             Standing::Queued => LayerStanding::Waiting,
             Standing::Running => LayerStanding::Fetching,
             Standing::Failed(failed) => LayerStanding::Failed(failed),
-            Standing::Idle => match self.store.state(&self.spec(slot).key()) {
-                LayerState::Cached => LayerStanding::Cached,
-                LayerState::Fetching => LayerStanding::Fetching,
-                LayerState::Absent => LayerStanding::Absent,
+            Standing::Idle => match self.store().map(|store| store.state(&self.spec(slot).key())) {
+                Ok(LayerState::Cached) => LayerStanding::Cached,
+                Ok(LayerState::Fetching) => LayerStanding::Fetching,
+                Ok(LayerState::Absent) => LayerStanding::Absent,
+                Err(error) => LayerStanding::Failed(Failed { class: error.class(), message: chain(error), retry_at: self.since }),
             },
         }
     }
@@ -307,7 +307,12 @@ impl Fs {
             Need::Names(group) => self.tree.slots(*group),
         };
         let layers = slots.iter().map(|&slot| self.spec(slot).key());
-        layers.filter_map(|layer| self.store.progress(&layer)).map(|progress| progress.fetched).sum()
+        layers.filter_map(|layer| self.store().ok()?.progress(&layer)).map(|progress| progress.fetched).sum()
+    }
+
+    /// The cache. That there is none was said once, when it was found out.
+    fn store(&self) -> Result<&Store, &StoreError> {
+        self.store.as_ref()
     }
 
     fn spec(&self, slot: u16) -> &LayerSpec {
@@ -322,7 +327,7 @@ impl Fs {
             return Some(layer.index().clone());
         }
         // An index that cannot be read is as good as none: the layer is checked again and gets a new one.
-        self.store.names(self.spec(slot)).inspect_err(|error| tracing::warn!(%error, "index of a layer")).ok().flatten()
+        self.store().ok()?.names(self.spec(slot)).inspect_err(|error| tracing::warn!(%error, "index of a layer")).ok().flatten()
     }
 
     /// Makes a group known, if all its indexes are here.
@@ -356,7 +361,8 @@ impl Fs {
         }
         if self.weights.contains(&slot) && !self.model_touched.swap(true, Ordering::Relaxed) {
             let others = self.model.iter().copied().filter(|&other| other != slot);
-            let absent = others.filter(|&other| matches!(self.store.recall(self.spec(other)), Ok(Recall::Absent)));
+            let absent =
+                others.filter(|&other| self.store().is_ok_and(|store| matches!(store.recall(self.spec(other)), Ok(Recall::Absent))));
             let absent: Vec<u16> = absent.collect();
             let wanted = self.fetcher.want(slot);
             self.fetcher.prefetch(absent);
@@ -446,12 +452,13 @@ impl Fs {
     fn renew_index(&self, layer: &Digest) {
         let slots = (1..).zip(self.specs()).filter(|(_, spec)| spec.descriptor.digest == *layer);
         for (slot, spec) in slots {
-            match self.store.doubt(spec) {
-                Ok(()) => {
+            match self.store().map(|store| store.doubt(spec)) {
+                Ok(Ok(())) => {
                     let wanted = self.fetcher.want(slot);
                     self.wanted(slot, wanted);
                 }
-                Err(error) => self.end(slot, Err(self.failed(&error))),
+                Ok(Err(error)) => self.end(slot, Err(self.failed(&error))),
+                Err(error) => self.end(slot, Err(errno(&error.class()))),
             }
         }
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) meter: Meter,
     /// What `statfs` shows: the sum of the layers' sizes in bytes.
     pub(crate) size: u64,
+    /// Held while a file is closed: a worker that ends of its own will must not end between the reply and the count.
+    pub(crate) closing: RwLock<()>,
 }
 
 /// What of a request is needed to park it.
@@ -81,6 +83,11 @@ impl Adapter {
 }
 
 impl Shared {
+    /// Waits until no file is half closed, and lets none be closed for as long as the guard lives.
+    pub(crate) fn quiesce(&self) -> impl Drop + '_ {
+        self.closing.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs `attempt` until it answers. `attempt` has to answer by itself unless it waits; if the wait fails, the error is the answer.
     fn serve(self: &Arc<Self>, asker: Asker, call: Call, attempt: impl Fn(&Arc<Self>) -> Result<Outcome, Errno> + Send + 'static) -> bool {
         let Some(_in_handler) = self.page.enter(asker.unique) else {
@@ -431,6 +438,7 @@ impl Filesystem for Adapter {
 
     fn release(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool, reply: ReplyEmpty) {
         self.0.page.beat();
+        let _counted = self.0.closing.read().unwrap_or_else(PoisonError::into_inner);
         // First the reply, then the count: a worker that dies in between leaves a file pinned, never one unpinned too early.
         reply.ok();
         self.0.release(ino.0);

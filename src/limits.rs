@@ -164,6 +164,12 @@ pub const HOUSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Threads that take requests from the kernel, at most: beyond it they only contend for the device.
 pub const LOOP_THREADS_MAX: usize = 8;
 
+/// How often a worker without a cache looks whether there is one again: a reader should not wait long for it, and a disk that fails is not asked in a loop.
+pub const CACHE_LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a worker waits for its cache to be opened before it begins without. It is some thirty calls; a disk that spins up first takes seconds, and the
+/// supervisor would lose patience after [`HEARTBEAT_SILENCE_TICKS`].
+pub const CACHE_OPEN_LIMIT: Duration = Duration::from_secs(10);
+
 // ---- oci
 
 /// Bytes of a manifest, 4 MiB: what registries take at most, and what every client of the field reads at most.

@@ -1,6 +1,6 @@
 //! What a supervisor and its workers have to agree on when they are of two builds, as they are after an upgrade under live mounts.
 //!
-//! The plan, the shared page, the messages, the worker's arguments, the meaning of node ids and what a layer's descriptors hold: all of it passes from the process that
+//! The plan, the shared page, the messages, the worker's arguments and one of its exit codes, the meaning of node ids and what a layer's descriptors hold: all of it passes from the process that
 //! made the mount to each later worker. One number stands for all of that. A supervisor asks a program that took the place of its own for this number before
 //! it makes it a worker, and keeps to its own program unless the two are equal.
 
@@ -96,6 +96,7 @@ mod tests {
             format!("arguments {}", arguments.join(", ")),
             format!("from worker {from_worker}"),
             format!("from supervisor {from_supervisor}"),
+            format!("gives way {}", worker::GAVE_WAY),
             format!("page {}", page::layout()),
             format!("index {}", index::VERSION),
             format!("node {:x} {:x} {:x}", NodeId::ROOT.to_wire(), node.to_wire(), node.inode()),

@@ -207,8 +207,22 @@ impl Store {
     /// [`Store::open`] with a boot id of the caller's choice: what was stored under another one (or under none) and was not synced is verified once more
     /// before it is used.
     pub fn open_in_boot(dir: &Path, boot: Option<String>) -> Result<Self, StoreError> {
+        Dir::make_top(dir)?;
+        Self::open_top(Dir::open_top(dir, rustix::process::geteuid().as_raw())?, boot)
+    }
+
+    /// Opens a cache that was open before, by whoever goes on with it. One that is gone is not made anew: where a filesystem was unmounted, that would be on the
+    /// disk below.
+    pub fn reopen(dir: &Path) -> Result<Self, StoreError> {
+        let top = Dir::open_top(dir, rustix::process::geteuid().as_raw())?;
+        match top.open_dir("v1")? {
+            Some(_) => Self::open_top(top, host::boot_id()),
+            None => Err(disk(format!("opening {}", top.path_of("v1").display()))(rustix::io::Errno::NOENT)),
+        }
+    }
+
+    fn open_top(top: Dir, boot: Option<String>) -> Result<Self, StoreError> {
         let uid = rustix::process::geteuid().as_raw();
-        let top = Dir::open_top(dir, uid)?;
         host::refuse_unsuitable(&top)?;
         let v1 = top.subdirectory("v1", uid)?;
         let sub = |name| v1.subdirectory(name, uid);

@@ -3,6 +3,7 @@
 //! It gets a session without a mount in it: fuser reads a pretended INIT from a socket pair, then the real device takes the place of the pair's end. So
 //! no return, panic or drop of the session can unmount anything.
 
+mod cache;
 mod house;
 mod kits;
 
@@ -11,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock, mpsc};
 use std::thread;
 
 use fuser::{Config, InitFlags, Session, SessionACL};
@@ -23,6 +24,7 @@ use crate::audit::Trail;
 use crate::control::{Control, FromSupervisor, FromWorker, Received};
 use crate::decided::attributes;
 use crate::detach::detach;
+use crate::failure::chain;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::fuse::{Adapter, Shared};
@@ -37,6 +39,18 @@ use crate::run::RunDir;
 use crate::store::Store;
 use crate::wait::{Need, Waiters};
 use crate::wire::Device;
+
+/// The exit code of a worker without a cache that saw that there is one again. It did nothing wrong, and the next one starts at once.
+pub(crate) const GAVE_WAY: i32 = 75; // EX_TEMPFAIL of sysexits.h: try again
+
+/// How a worker that did nothing wrong ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// The kernel has forgotten the mount.
+    ToTheEnd,
+    /// It had no cache, and there is one now.
+    UntilThereWasACache,
+}
 
 /// What a worker inherits, by descriptor number.
 #[derive(Debug, clap::Args)]
@@ -86,7 +100,7 @@ impl Inherited {
 /// # Errors
 ///
 /// Whatever keeps it from serving; the supervisor was told.
-pub fn run(inherited: &Inherited) -> Result<(), Box<dyn std::error::Error>> {
+pub fn run(inherited: &Inherited) -> Result<Served, Box<dyn std::error::Error>> {
     // A panic in a handler would end fuser's loop and leave its request unanswered. Dead is better: the next worker gets the request again.
     std::panic::set_hook(Box::new(|info| {
         tracing::error!(%info, "panic");
@@ -115,11 +129,16 @@ fn serve(
     control: &Arc<Control>,
     plan: &OwnedFd,
     metrics: Option<OwnedFd>,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<Served, Box<dyn std::error::Error>> {
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
     let lineage = kits::lineage(&plan)?;
-    let store = Store::open(&plan.cache_dir)?;
+    let store = match cache::open(&plan.cache_dir) {
+        // Nobody has served this mount yet: it does not come about.
+        Err(error) if page.io_mode().is_none() => return Err(error.into()),
+        store => store,
+    };
+    let has_store = store.is_ok();
 
     let places = std::iter::once(&plan.reference).chain(plan.references.iter().map(|kit| &kit.found.source));
     let places = places.map(|place| place.parse()).collect::<Result<Vec<Reference>, _>>()?;
@@ -172,8 +191,10 @@ fn serve(
     waiters.stop(stopping);
 
     let device_for_replies = Device::new(device.try_clone()?);
-    let passthrough = decide_io_mode(&plan, &page, &device_for_replies, fs.store_dir()) == IoMode::Passthrough;
-    close_forgotten(&page, &device_for_replies, fs.store_dir());
+    let passthrough = decide_io_mode(&plan, &page, &device_for_replies, &plan.cache_dir) == IoMode::Passthrough;
+    if has_store {
+        close_forgotten(&page, &device_for_replies, &plan.cache_dir);
+    }
     let shared = Arc::new(Shared {
         fs: Arc::clone(&fs),
         waiters: Arc::clone(&waiters),
@@ -187,12 +208,13 @@ fn serve(
         attributes: attributes(plan.admissions()),
         meter: meter.clone(),
         size: lineage.layers.iter().map(|layer| layer.spec.descriptor.size).sum(),
+        closing: RwLock::default(),
     });
 
-    let session = session(Adapter::new(shared), &page.agreed(), device)?;
+    let session = session(Adapter::new(Arc::clone(&shared)), &page.agreed(), device)?;
     match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
         Ok(dir) => {
-            let ledger = Ledger { meter: meter.clone(), store: store.clone(), page: page.clone() };
+            let ledger = Ledger { meter: meter.clone(), store: store.as_ref().ok().cloned(), page: page.clone() };
             let made = House::new(&fs, Arc::clone(&fetcher), lineage.layers.clone(), dir, ledger);
             house.set(made).map_err(|_| "the house is made once")?;
             spawn("house", {
@@ -208,14 +230,36 @@ fn serve(
         move || obey(&control, &waiters, &mountpoint, mount_id)
     })?;
     if let Some(listener) = metrics {
-        metrics::serve(listener, meter.registry(named(&plan), look(&fs, store, &page)))?;
+        metrics::serve(listener, meter.registry(named(&plan), look(&fs, store.as_ref().ok().cloned(), &page)))?;
     }
     control.send(&FromWorker::Ready, None)?;
+    if let Err(error) = store {
+        tracing::error!(error = chain(&error), "the cache cannot be opened: whatever needs it is an error until it can be");
+        return serve_without(session, &plan, &shared);
+    }
     if !stopping {
         fetcher.prefetch(prefetched(&plan, &lineage.layers, &fs));
     }
     session.run()?;
-    Ok(())
+    Ok(Served::ToTheEnd)
+}
+
+/// Serves until there is a cache again, if the mount is not gone before.
+fn serve_without(session: Session<Adapter>, plan: &MountPlan, shared: &Shared) -> Result<Served, Box<dyn std::error::Error>> {
+    let (ended, first) = mpsc::sync_channel(2);
+    spawn("session", {
+        let ended = ended.clone();
+        move || drop(ended.send(session.run().map(|()| Served::ToTheEnd)))
+    })?;
+    let dir = plan.cache_dir.clone();
+    spawn("cache", move || {
+        cache::await_return(&dir);
+        drop(ended.send(Ok(Served::UntilThereWasACache)));
+    })?;
+    let served = first.recv()??;
+    // Nothing may be half done when this process ends, which it does with all its threads when this returns.
+    std::mem::forget(shared.quiesce());
+    Ok(served)
 }
 
 fn named(plan: &MountPlan) -> Named {
@@ -224,7 +268,7 @@ fn named(plan: &MountPlan) -> Named {
 }
 
 /// What somebody who asks for metrics is told beside the counters.
-fn look(fs: &Arc<Fs>, store: Store, page: &Page) -> Look {
+fn look(fs: &Arc<Fs>, store: Option<Store>, page: &Page) -> Look {
     let (fs, page) = (Arc::downgrade(fs), page.clone());
     Box::new(move || {
         let mut layers = ["absent", "waiting", "fetching", "cached", "failed"].map(|state| (state, 0));
@@ -244,10 +288,10 @@ fn look(fs: &Arc<Fs>, store: Store, page: &Page) -> Look {
             layers: layers.into(),
             waiting: page.parked().into(),
             restarts: page.restarts().into(),
-            mismatches: store.mismatches(),
-            evicted: store.evicted(),
+            mismatches: store.as_ref().map_or(0, Store::mismatches),
+            evicted: store.as_ref().map(Store::evicted).unwrap_or_default(),
             // What cannot be known now may be the next time.
-            cache: store.usage().ok(),
+            cache: store.as_ref().and_then(|store| store.usage().ok()),
         }
     })
 }

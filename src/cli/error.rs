@@ -449,7 +449,10 @@ pub(super) fn hint_of_class(class: ErrorClass) -> Option<&'static str> {
         libc::EROFS => {
             "the filesystem of the cache is mounted read-only: `dmesg` tells whether that was for an error, `mount -o remount,rw` ends it; or name a folder on another disk with `--cache-dir`"
         }
-        libc::EIO | libc::EBADMSG | libc::EUCLEAN | libc::ENXIO | libc::ENODEV => {
+        libc::ENOENT | libc::ENOTDIR => {
+            "the folder of the cache is gone: mount its filesystem or move it back, and its mounts go on; if it was deleted, `kitfs cache ls` makes an empty one"
+        }
+        libc::EIO | libc::EBADMSG | libc::EUCLEAN | libc::ENXIO | libc::ENODEV | libc::ETIMEDOUT => {
             "the disk of the cache or its filesystem fails: `dmesg` tells of it; name a folder on another disk with `--cache-dir`"
         }
         libc::EMFILE => "raise the limit of open files: `ulimit -Hn`, or `LimitNOFILE=` of a systemd unit",
@@ -508,6 +511,7 @@ mod tests {
             (disk(libc::EDQUOT), Exit::Failed, "quota"),
             (disk(libc::EROFS), Exit::Failed, "read-only"),
             (disk(libc::EIO), Exit::Failed, "dmesg"),
+            (disk(libc::ENOENT), Exit::Failed, "move it back"),
             (disk(libc::EMFILE), Exit::Failed, "ulimit"),
             (disk(libc::ENFILE), Exit::Failed, "fs.file-max"),
             (disk(libc::EACCES), Exit::Failed, "may write to"),

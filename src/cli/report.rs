@@ -26,6 +26,8 @@ pub(crate) enum Exit {
     Content = 4,
     /// No such reference, or not allowed to read it.
     Missing = 5,
+    /// A worker makes room for another one; see [`crate::worker::GAVE_WAY`].
+    GaveWay = crate::worker::GAVE_WAY as isize,
 }
 
 impl From<Exit> for ExitCode {

@@ -3,6 +3,7 @@
 use super::error::CliError;
 use super::report::Exit;
 use crate::daemon::{self, SupervisorArgs};
+use crate::worker::Served;
 use crate::{log, supervisor, worker};
 
 /// Is the supervisor until its mount is gone.
@@ -27,7 +28,8 @@ pub(super) fn worker(arguments: &worker::Inherited) -> Result<Exit, CliError> {
     let served = worker::run(arguments);
     log::finish();
     match served {
-        Ok(()) => Ok(Exit::Done),
+        Ok(Served::ToTheEnd) => Ok(Exit::Done),
+        Ok(Served::UntilThereWasACache) => Ok(Exit::GaveWay),
         Err(error) => {
             tracing::error!(%error, "the worker cannot serve");
             Ok(Exit::Failed)

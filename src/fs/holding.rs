@@ -7,7 +7,7 @@ use std::time::Instant;
 use lru::LruCache;
 use rustix::io::Errno;
 
-use super::{Answer, Fs, Opened, disk};
+use super::{Answer, Fs, Opened, disk, errno};
 use crate::layer::LayerSpec;
 use crate::limits::{HANDLE_GRACE, RESTING_LAYERS_MAX};
 use crate::node::NodeId;
@@ -102,9 +102,11 @@ impl Fs {
     /// Goes on with what an earlier worker had open.
     pub fn adopt(&self, slot: u16, held: Held, handles: u64) {
         let mut open = self.open_layer(slot);
-        match self.store.adopt(self.spec(slot), held) {
-            Ok(layer) => open.layer = Some(layer),
-            Err(error) => tracing::warn!(slot, %error, "a layer that was open before the restart is opened anew"),
+        match self.store().map(|store| store.adopt(self.spec(slot), held)) {
+            Ok(Ok(layer)) => open.layer = Some(layer),
+            // The supervisor has it still, for a worker that has a cache.
+            Err(_) => {}
+            Ok(Err(error)) => tracing::warn!(slot, %error, "a layer that was open before the restart is opened anew"),
         }
         open.handed = true;
         open.handles = handles;
@@ -137,7 +139,8 @@ impl Fs {
     /// The layer if it is open or can be opened without waiting.
     pub(super) fn recall(&self, slot: u16, open: &mut Open) -> Result<Option<VerifiedLayer>, Errno> {
         if open.layer.is_none() {
-            match self.store.recall(self.spec(slot)) {
+            let store = self.store().map_err(|error| errno(&error.class()))?;
+            match store.recall(self.spec(slot)) {
                 Ok(Recall::Ready(layer)) => {
                     open.layer = Some(layer);
                     open.idle_since = (open.handles == 0).then(Instant::now);

@@ -21,12 +21,16 @@ pub(super) struct Dir {
 }
 
 impl Dir {
-    /// Opens the top of a cache, made with mode 0700 if it is not there. Here alone a symbolic link is followed: where a cache lies is its
-    /// owner's decision. It must be `uid`'s, and nobody else may write into it.
-    pub(super) fn open_top(path: &Path, uid: u32) -> Result<Self, StoreError> {
+    /// Makes the top of a cache with mode 0700 if it is not there.
+    pub(super) fn make_top(path: &Path) -> Result<(), StoreError> {
         use std::os::unix::fs::DirBuilderExt;
         let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(path).map_err(disk(format!("creating {}", path.display())))?;
+        builder.recursive(true).mode(0o700).create(path).map_err(disk(format!("creating {}", path.display())))
+    }
+
+    /// Opens the top of a cache. Here alone a symbolic link is followed: where a cache lies is its owner's decision. It must be `uid`'s, and nobody
+    /// else may write into it.
+    pub(super) fn open_top(path: &Path, uid: u32) -> Result<Self, StoreError> {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(disk(format!("opening {}", path.display())))?;
         let dir = Self { fd, path: path.to_owned() };

@@ -18,6 +18,7 @@ use crate::metrics::Bound;
 use crate::page::Page;
 use crate::plan::MountPlan;
 use crate::store::Held;
+use crate::worker::GAVE_WAY;
 
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -186,9 +187,9 @@ impl Drop for Worker {
 }
 
 impl Death {
-    /// False for what somebody else did to it.
+    /// False for what somebody else did to it, and for making room for another one.
     pub(super) fn is_own_fault(&self) -> bool {
-        !matches!(self, Self::Signal(libc::SIGKILL, false) | Self::Stuck)
+        !matches!(self, Self::Signal(libc::SIGKILL, false) | Self::Stuck | Self::Exit(GAVE_WAY))
     }
 
     /// True for what a request can have brought about: a panic, an abort, a bad memory access, or the last of the memory.
@@ -288,6 +289,7 @@ mod tests {
     fn only_some_deaths_are_held_against_requests_and_workers() {
         for (death, own, request) in [
             (Death::Exit(0), true, false),
+            (Death::Exit(GAVE_WAY), false, false),
             (Death::Exit(PANICKED), true, true),
             (Death::Signal(libc::SIGABRT, false), true, true),
             (Death::Signal(libc::SIGSEGV, false), true, true),

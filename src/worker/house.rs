@@ -21,22 +21,24 @@ use crate::wait::Need;
 #[derive(Debug)]
 pub(super) struct Ledger {
     pub(super) meter: Meter,
-    pub(super) store: Store,
+    /// `None` while it cannot be opened.
+    pub(super) store: Option<Store>,
     pub(super) page: Page,
 }
 
 impl Ledger {
     /// All that was counted in this worker, and what those before it had written down.
     fn counts(&self, before: &Totals) -> MountCounts {
-        let evicted = self.store.evicted();
+        let store = self.store.as_ref();
+        let evicted = store.map(Store::evicted).unwrap_or_default();
         let mut totals = Totals {
-            verification_failures: self.store.mismatches(),
+            verification_failures: store.map_or(0, Store::mismatches),
             evictions: evicted.layers,
             evicted_bytes: evicted.bytes,
             ..self.meter.totals()
         };
         totals += before;
-        MountCounts { totals, waiting: self.page.parked().into(), cache_over_limit_bytes: self.store.over_limit() }
+        MountCounts { totals, waiting: self.page.parked().into(), cache_over_limit_bytes: store.map_or(0, Store::over_limit) }
     }
 }
 

@@ -44,6 +44,24 @@ impl Disk {
         disk
     }
 
+    /// A folder, shown in another place as if it were a filesystem of its own.
+    pub fn of_folder(point: PathBuf, folder: &Path) -> Self {
+        fs::create_dir(&point).expect("a folder");
+        let disk = Self { point, device: None };
+        disk.attach(folder);
+        disk
+    }
+
+    /// Mounts such a folder, again.
+    pub fn attach(&self, folder: &Path) {
+        rustix::mount::mount_bind(folder, &self.point).expect("these tests mount: run them as root");
+    }
+
+    /// Nobody finds it any more; whoever has something of it open has it still.
+    pub fn detach(&self) {
+        rustix::mount::unmount(&self.point, UnmountFlags::DETACH).expect("mounted");
+    }
+
     fn device(&self) -> &Path {
         self.device.as_deref().expect("a disk of its own")
     }

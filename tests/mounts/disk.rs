@@ -5,12 +5,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::common::disk::Disk;
 use crate::common::kitfs::{Host, Mode, Mount};
 use crate::common::pack::{Kitfile, Tree};
-use crate::common::process::{run, within};
+use crate::common::process::{run, signal_process, within};
 use crate::common::registry::Registry;
 use crate::common::shown::read;
 use crate::common::steps::Steps;
@@ -166,6 +166,156 @@ fn a_mount_outlives_a_worker_without_descriptors() {
     assert_eq!((mount.worker_pid(), restarts(&mount)), (worker, 0));
     mount.umount().ok();
     assert_clean(&host);
+}
+
+/// The layers that somebody has open, by the names of their files in the cache.
+fn in_use(host: &Host) -> Vec<String> {
+    let listed: serde_json::Value = serde_json::from_str(&host.kitfs(&["cache", "ls", "--json"]).ok().stdout).expect("JSON");
+    let layers = listed["layers"].as_array().expect("layers").iter().filter(|layer| layer["in_use"] == true);
+    layers.map(|layer| layer["layer"].as_str().expect("a name").to_owned()).collect()
+}
+
+/// A file of a mount that is open, and none of whose bytes the kernel has in memory.
+fn held(mount: &Mount, name: &str) -> File {
+    let file = File::open(mount.path(name)).expect("served");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("supported");
+    file
+}
+
+/// Reads all of an open file.
+fn read_held(file: &File) -> Result<Vec<u8>, i32> {
+    use std::os::unix::fs::FileExt as _;
+    let file = file.try_clone().expect("a descriptor");
+    within(LIMIT, "reading what is open", move || {
+        let mut content = vec![0xa5; file.metadata().expect("open").len() as usize];
+        file.read_exact_at(&mut content, 0).map(|()| content).map_err(|error| error.raw_os_error().unwrap_or(0))
+    })
+}
+
+/// A worker that had to start while the cache was not there failed, and so did each after it: readers waited until somebody put it back.
+fn outlives_the_loss_of_its_cache(host: &Host, loses: impl FnOnce(), gains: impl FnOnce()) {
+    let registry = Registry::start();
+    let kit = parts(&["here", "held", "left", "there"], MIB + 1000);
+    let mount = host.mount_with(&kit.serve(&registry, "acme/kit", "v1"), &["--prefetch", "none"]);
+    let content = |name: &str| kit.tree.content(name).to_vec();
+    let (here, there) = ("here/part.bin", "there/part.bin");
+    assert!(try_read(&mount, here) == Ok(content(here)));
+    let [kept, twice, left] = ["held/part.bin", "held/part.bin", "left/part.bin"].map(|name| held(&mount, name));
+    let folder = File::open(mount.path("here")).expect("a folder");
+    let supervisor = mount.supervisor_pid();
+
+    loses();
+    let killed = mount.kill_worker();
+    // It is told, not waited for: of what is here, of what is not, and of names.
+    assert_eq!(try_read(&mount, here), Err(libc::EIO), "{}", mount.log());
+    assert_eq!(try_read(&mount, there), Err(libc::EIO), "{}", mount.log());
+    let unasked = within(LIMIT, "a name", move || rustix::fs::statat(folder, "never asked for", rustix::fs::AtFlags::empty()));
+    assert_eq!(unasked.map(|_| "there"), Err(rustix::io::Errno::IO));
+    let folder = mount.path("there");
+    let listed = within(LIMIT, "listing", move || fs::read_dir(folder).map(|names| names.count()));
+    assert_eq!(listed.map_err(|error| error.raw_os_error()), Err(Some(libc::EIO)));
+    assert!(try_read(&mount, "Kitfile").is_ok(), "what is no cache's affair is answered");
+    // What the kernel reads by itself goes on, and nothing else looks like an end or like zeros.
+    let expected = if host.mode() == Mode::Passthrough { Ok(content("held/part.bin")) } else { Err(libc::EIO) };
+    assert!(read_held(&kept) == expected);
+    // Closed while nobody has the cache: it counts all the same.
+    drop((twice, left));
+    // Whoever looks for the reason finds it.
+    let worker = mount.await_other_worker(killed);
+    let layer = mount.layer(&kit.layer("here").digest);
+    let told = layer["error"].as_str().unwrap_or_default().to_owned();
+    assert!(told.contains("/cache") && told.contains("No such file"), "{layer:#}");
+    assert_eq!((&layer["state"], &layer["class"]), (&"failed".into(), &"disk".into()), "{layer:#}");
+    let status = host.kitfs(&["status"]).ok().stdout;
+    assert!(status.contains("mount its filesystem or move it back"), "{status}");
+    assert!(!host.cache().join("v1").exists(), "nothing is stored in its place");
+
+    gains();
+    assert!(read_at_last(&mount, here, libc::EIO) == content(here));
+    assert!(mount.await_other_worker(worker) != killed);
+    assert!(read_held(&kept) == Ok(content("held/part.bin")));
+    assert!(try_read(&mount, there) == Ok(content(there)), "{}", mount.log());
+    drop(kept);
+    let until = Instant::now() + LIMIT;
+    while !in_use(host).is_empty() {
+        assert!(Instant::now() < until, "{:?} are held for nobody\n{}", in_use(host), mount.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!((mount.supervisor_pid(), restarts(&mount)), (supervisor, 2));
+    let log = mount.log();
+    for (line, times) in [(told.as_str(), 1), ("the cache can be opened again", 1), ("worker ended", 2), ("WARN", 2), ("cannot serve", 0)] {
+        assert_eq!(log.matches(line).count(), times, "{line}\n{log}");
+    }
+    mount.umount().ok();
+    assert_clean(host);
+}
+
+fn outlives_a_cache_that_is_moved_away(mode: Mode) {
+    let host = Host::new(mode);
+    let away = host.path("away");
+    let (cache, back) = (host.cache(), away.clone());
+    outlives_the_loss_of_its_cache(
+        &host,
+        || fs::rename(&cache, &away).expect("one disk"),
+        || fs::rename(&back, &cache).expect("nothing is in its place"),
+    );
+}
+
+#[test]
+fn a_mount_outlives_a_cache_that_is_moved_away_passthrough() {
+    outlives_a_cache_that_is_moved_away(Mode::Passthrough);
+}
+
+#[test]
+fn a_mount_outlives_a_cache_that_is_moved_away_cached() {
+    outlives_a_cache_that_is_moved_away(Mode::Cached);
+}
+
+#[test]
+fn a_mount_outlives_a_cache_that_is_unmounted() {
+    let host = Host::new(Mode::Cached);
+    let folder = host.folder("disk");
+    let disk = Disk::of_folder(host.cache(), &folder);
+    fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("ours");
+    outlives_the_loss_of_its_cache(&host, || disk.detach(), || disk.attach(&folder));
+}
+
+/// Processes that go on when this is dropped.
+struct Stopped([i32; 2]);
+
+impl Stopped {
+    fn all(processes: [i32; 2]) -> Self {
+        processes.iter().for_each(|&pid| signal_process(pid, Signal::STOP));
+        Self(processes)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|&pid| signal_process(pid, Signal::CONT));
+    }
+}
+
+/// Asking a dead disk can be a wait that nothing ends. Here what does not answer is another mount, whose processes are stopped.
+#[test]
+fn a_cache_that_does_not_answer_is_an_error() {
+    let host = Host::new(Mode::Cached);
+    let registry = Registry::start();
+    let kit = parts(&["here"], MIB);
+    let reference = kit.serve(&registry, "acme/kit", "v1");
+    let (mount, dead) = (host.mount(&reference), host.mount(&reference));
+    assert!(try_read(&mount, "here/part.bin") == Ok(kit.tree.content("here/part.bin").to_vec()));
+    let away = host.path("away");
+    fs::rename(host.cache(), &away).expect("one disk");
+    std::os::unix::fs::symlink(dead.path("nobody/asked/before"), host.cache()).expect("room");
+    let stopped = Stopped::all([dead.supervisor_pid(), dead.worker_pid()]);
+    let killed = mount.kill_worker();
+    let heard = try_read(&mount, "here/part.bin");
+    drop(stopped);
+    assert_eq!(heard, Err(libc::EIO), "{}", mount.log());
+    mount.await_other_worker(killed);
+    assert!(mount.log().contains("timed out"), "{}", mount.log());
+    mount.umount().ok();
 }
 
 /// Has the kernel drop what it has in memory of the index that a worker has mapped, from `from` bytes on.

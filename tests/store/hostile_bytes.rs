@@ -135,8 +135,12 @@ fn whoever_fetches_for_a_mount_tells_of_content_that_is_not_what_its_digest_says
     for (number, (steps, is_mismatch)) in cases.into_iter().enumerate() {
         let bench = Bench::new();
         let source: Arc<dyn Source> = Scripted::new(&sample, steps);
-        let fetcher =
-            Fetcher::new(bench.store.clone(), vec![(sample.spec.clone(), 0)], Box::new(move |_| Ok(Arc::clone(&source))), Meter::default());
+        let fetcher = Fetcher::new(
+            Ok(bench.store.clone()),
+            vec![(sample.spec.clone(), 0)],
+            Box::new(move |_| Ok(Arc::clone(&source))),
+            Meter::default(),
+        );
         let (told, tells) = std::sync::mpsc::channel();
         let witness = told.clone();
         fetcher.report_mismatches(Box::new(move |layer, message| {
