@@ -422,7 +422,7 @@ mod tests {
         let spec = LayerSpec { descriptor, diff_id: None, archive: Archive::Tar, compression: Compression::None };
         let nowhere: Connect =
             Box::new(|_| Err(SourceError::Denied { place: "test".into(), what: "the layer".into(), status: "403".into() }));
-        let fetcher = Fetcher::new(store, vec![(spec, 0)], nowhere, Meter::default());
+        let fetcher = Fetcher::new(Ok(store), vec![(spec, 0)], nowhere, Meter::default());
         let (tell, told) = std::sync::mpsc::channel();
         fetcher.listen(Box::new(move |slot, outcome| tell.send((slot, outcome.is_err())).expect("somebody listens")));
         fetcher.prefetch([1]);
