@@ -10,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// The most that passes between two looks of one who was not stopped, however busy the machine is.
 const STEP: Duration = Duration::from_secs(1);
 
-/// Time as a waiter lives through it: it passes from look to look, by [`STEP`] at most. To one who was stopped (by a signal, a debugger, a frozen
+/// Time as a waiter lives through it: it passes from look to look, by a second at most. To one who was stopped (by a signal, a debugger, a frozen
 /// container, a paused machine) the others seem to have been silent for as long, most likely because they were stopped as well. They get the time to show that they
 /// live.
 #[derive(Debug, Default)]

@@ -35,7 +35,7 @@ pub enum Destination {
     File(PathBuf),
 }
 
-/// For whom it is said. Where nobody says, it is for people, and the journal gets entries with fields of their own ([`journal`]).
+/// For whom it is said. Where nobody says, it is for people, and the journal gets entries with fields of their own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// The hidden command that tells [`Spoken::OWN`].
+/// The hidden command that tells [`Spoken::own`].
 pub const PROTOCOL_COMMAND: &str = "__protocol";
 
 /// The number of the protocol. Raised with every change of what passes between the two, also with one that looks harmless: a supervisor that keeps its
