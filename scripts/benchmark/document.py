@@ -56,7 +56,7 @@ def about(rig):
     return {
         "date": str(datetime.date.today()),
         "machine": f"{os.cpu_count()} × {', '.join(models) or platform.machine()}, {round(int(memory) / (1 << 20))} GiB",
-        "system": f"Linux {platform.release()}, {first('findmnt', '-no', 'FSTYPE', '-T', str(rig.folder))}",
+        "system": f"Linux {platform.release().split('-')[0]}, {first('findmnt', '-no', 'FSTYPE', '-T', str(rig.folder))}",
         "kitfs": f"{first(str(rig.kitfs.program), '--version')} ({commit or 'no commit'})",
         "beside": ", ".join(
             [
