@@ -162,7 +162,8 @@ fn a_mount_outlives_a_worker_without_descriptors() {
         prlimit(Some(pid), Resource::Nofile, before).expect("root");
         assert!(read_at_last(&mount, &file, libc::EMFILE) == kit.tree.content(&file));
     }
-    assert!(errors > 5, "{errors} steps needed a descriptor");
+    // How many there are depends on what else the worker has open at the moment.
+    assert!(errors > 2, "{errors} steps needed a descriptor");
     assert_eq!((mount.worker_pid(), restarts(&mount)), (worker, 0));
     mount.umount().ok();
     assert_clean(&host);

@@ -37,8 +37,10 @@ fn a_mount_fetches_as_many_layers_at_once_as_it_was_told() {
         let gate = held(&registry, &kit);
         let mount = host.mount_with(&reference, &[options, &["--prefetch", "all"]].concat());
         gate.await_held(most);
-        mount.await_status("the others waiting", |status| (in_state(status, "waiting") == NAMES.len() - most).then_some(()));
-        assert_eq!((gate.held(), in_state(&mount.status(), "fetching")), (most, most), "{options:?}");
+        let waiting = NAMES.len() - most;
+        let told = |status: &serde_json::Value| (in_state(status, "waiting"), in_state(status, "fetching")) == (waiting, most);
+        mount.await_status("the others waiting", |status| told(status).then_some(()));
+        assert_eq!(gate.held(), most, "{options:?}");
         gate.open();
         mount.await_status("all of it", |status| (in_state(status, "cached") == NAMES.len()).then_some(()));
     }

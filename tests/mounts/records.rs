@@ -92,6 +92,8 @@ fn start(host: &Host, kit: &Kit, reference: &str) -> (Mount, Child) {
             "trust_roots": [], "counted": [signed_by("bob@example.com\nmallory"), signed_by("alice@example.com")], "warnings": [],
         }],
     });
+    // Whoever mounts has opened the cache before; a worker makes none.
+    host.kitfs(&["cache", "ls"]).ok();
     fs::write(host.path("plan"), plan.to_string()).expect("room");
     let plan = OwnedFd::from(File::open(host.path("plan")).expect("the plan"));
     let (_, alive) = RunDir::open(&host.run_dir()).and_then(|run| run.create("records")).expect("a run directory");
