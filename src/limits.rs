@@ -351,8 +351,8 @@ pub const DATA_FILE_BYTES: u64 = 1 << 20;
 /// Bytes of one piece of a blob on its way through the store: hashed, split and written as one. Large enough that writes of data files get large
 /// folios in the page cache (a file written in small pieces is read 1.6 times slower), small enough to overlap hashing and writing.
 pub const PIECE_BYTES: usize = 1 << 20;
-/// Pieces that wait to be hashed. With [`PIECE_BYTES`] it bounds what hashing may lag behind writing to 8 MiB.
-pub const HASH_QUEUE_PIECES: usize = 8;
+/// Pieces that wait to be hashed. With [`PIECE_BYTES`] it bounds what hashing may lag behind writing to 4 MiB.
+pub const HASH_QUEUE_PIECES: usize = 4;
 /// Bytes by which the space for a file of a compressed layer is reserved ahead of its content. Its final size stands in a header that nobody
 /// has verified, so it is not reserved as a whole.
 pub const RESERVE_STEP_BYTES: u64 = 64 << 20;
