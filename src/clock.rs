@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// The most that passes between two looks of one who was not stopped, however busy the machine is.
 const STEP: Duration = Duration::from_secs(1);
@@ -38,6 +38,11 @@ impl Lived {
 pub fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec.try_into().unwrap_or_default(), now.tv_nsec.try_into().unwrap_or_default())
+}
+
+/// How long a system call may wait, as it wants to be told.
+pub(crate) fn timespec(limit: Duration) -> Timespec {
+    Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) }
 }
 
 #[cfg(test)]

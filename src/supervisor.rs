@@ -28,6 +28,7 @@ use self::session::Mounted;
 pub use self::trial::{Trial, trial};
 use self::worker::{Death, Makings, Outlets, Worker};
 use crate::audit::{AuditError, Trail};
+use crate::clock::timespec;
 use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
 use crate::failure::chain;
@@ -593,10 +594,6 @@ fn detach_unserved(plan: &MountPlan, mounted: &Mounted) {
 
 fn delay(failures: u32) -> Duration {
     RESTART_DELAY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(RESTART_DELAY_MAX)
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::timespec;
 pub use crate::detach::{Detached, detach};
 use crate::holders::holders;
 pub use crate::holders::{Holder, Holding};
@@ -400,10 +401,6 @@ fn read_line<T: DeserializeOwned>(stream: &UnixStream, limit: Duration) -> io::R
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other side ended, or said too much"));
     }
     Ok(serde_json::from_slice(&line)?)
-}
-
-fn timespec(limit: Duration) -> Timespec {
-    Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) }
 }
 
 /// Reads until a point in time.

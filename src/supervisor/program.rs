@@ -18,8 +18,8 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::timespec;
 use super::worker::clear_signals;
+use crate::clock::timespec;
 use crate::daemon;
 use crate::failure::chain;
 use crate::limits::{PROTOCOL_ANSWER_BYTES, PROTOCOL_ANSWER_LIMIT};
