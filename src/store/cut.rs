@@ -282,7 +282,7 @@ impl Sink {
         self.queued += bytes.len();
         self.queue.push_back(bytes);
         loop {
-            let batch = limits::PIECE_BYTES - (self.written % limits::PIECE_BYTES as u64) as usize;
+            let batch = limits::WRITE_BYTES - (self.written % limits::WRITE_BYTES as u64) as usize;
             if self.queued >= batch {
                 self.write(batch)?;
             } else if self.queue.len() >= VECTOR {
@@ -392,7 +392,7 @@ mod tests {
                 let piece: Vec<u8> = (0..random.usize(0..most).min(total - pushed.len())).map(|_| random.u8(..)).collect();
                 pushed.extend_from_slice(&piece);
                 sink.push(Bytes::from(piece)).expect("room");
-                assert!(sink.queued < limits::PIECE_BYTES && sink.queue.len() < VECTOR, "not more is held back than one piece");
+                assert!(sink.queued < limits::WRITE_BYTES && sink.queue.len() < VECTOR, "not more is held back than one write");
             }
             sink.flush().expect("room");
             assert_eq!(sink.queued, 0);
