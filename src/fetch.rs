@@ -13,6 +13,7 @@ use tokio::runtime::{Handle, Runtime};
 use crate::clock::since_boot;
 use crate::digest::Digest;
 use crate::failure::{ErrorClass, chain};
+use crate::heap;
 use crate::layer::LayerSpec;
 use crate::limits::{BACKGROUND_FETCHES_MAX, BACKOFF_DISK_MAX, BACKOFF_FIRST, BACKOFF_MAX, CLOCK_STEP, DEMANDED_FETCHES_MAX};
 use crate::metrics::Meter;
@@ -217,11 +218,7 @@ impl Fetcher {
                 return;
             }
         }
-        #[cfg(target_env = "gnu")]
-        // SAFETY: it may be called at any time from any thread.
-        unsafe {
-            libc::malloc_trim(0);
-        }
+        heap::give_back();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

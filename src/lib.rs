@@ -41,6 +41,7 @@ mod fixtures;
 pub mod fs;
 pub(crate) mod fuse;
 pub mod gate;
+pub mod heap;
 pub mod holders;
 pub mod index;
 pub mod inflate;

@@ -28,6 +28,7 @@ use crate::failure::chain;
 use crate::fetch::Fetcher;
 use crate::fs::{Fs, LayerStanding};
 use crate::fuse::{Adapter, Shared};
+use crate::heap;
 use crate::kit::KitLayer;
 use crate::limits::{LOOP_THREADS_MAX, LOOP_THREADS_MIN};
 use crate::log::{Destination, Format};
@@ -106,6 +107,7 @@ pub fn run(inherited: &Inherited) -> Result<Served, Box<dyn std::error::Error>> 
         tracing::error!(%info, "panic");
         std::process::abort();
     }));
+    heap::use_one_arena();
     drop_capabilities();
     // It was started by way of /proc/self/exe, and what the kernel says of it (a kill for want of memory) should have its name.
     let _only_a_name = rustix::thread::set_name(c"kitfs-worker");
