@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
+use indicatif::BinaryBytes;
 use jiff::Timestamp;
 use rustix::process::{Resource, getrlimit};
 
@@ -250,7 +251,7 @@ pub fn room(room: Room) -> Finding {
         }
         Room { free: Some(free), .. } if free < ROOM_WANTED_BYTES => Finding::warn(
             CHECK,
-            format!("{free} bytes are free for layers, which is less than most models have"),
+            format!("{} are free for layers, which is less than most models have", BinaryBytes(free)),
             "make room, or name a folder on a larger disk with --cache-dir",
         ),
         Room { can_reserve: false, .. } => Finding::warn(
@@ -258,7 +259,7 @@ pub fn room(room: Room) -> Finding {
             "the cache's filesystem cannot reserve space, so that it is found out late when it is full",
             "use a cache on ext4, xfs, btrfs or tmpfs",
         ),
-        Room { free: Some(free), .. } => Finding::ok(CHECK, format!("{free} bytes are free for layers")),
+        Room { free: Some(free), .. } => Finding::ok(CHECK, format!("{} are free for layers", BinaryBytes(free))),
         Room { free: None, .. } => Finding::ok(CHECK, "the cache's filesystem knows no size"),
     }
 }

@@ -508,7 +508,9 @@ pub const METRICS_REQUEST_BYTES: usize = 8 << 10;
 pub const METRICS_HEADERS: usize = 64;
 /// How long a request may take to come, and how long nobody may take what is answered: on the same host it is milliseconds, and a scraper waits 10 s.
 pub const METRICS_TIME: Duration = Duration::from_secs(2);
-/// Requests that are answered at once; the others wait for [`METRICS_TIME`] at most for each before them.
+/// How long a connection may say nothing while others wait: on the same host a request is there at once, and from afar within a few of these.
+pub const METRICS_PATIENCE: Duration = Duration::from_millis(50);
+/// Requests that are answered at once; the others wait for each before them, [`METRICS_PATIENCE`] if it says nothing and [`METRICS_TIME`] at most.
 pub const METRICS_THREADS: usize = 2;
 /// Requests that wait to be answered.
 pub const METRICS_BACKLOG: i32 = 16;

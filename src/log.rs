@@ -85,12 +85,20 @@ static REPEATS: OnceLock<Repeats> = OnceLock::new();
 
 /// From now on, everything is said at `destination`, at the level that `RUST_LOG` asks for. A format that was asked for is kept to in the journal as well.
 pub fn init(destination: &Destination, format: Option<Format>) -> io::Result<()> {
+    let asked = std::env::var("RUST_LOG").ok();
+    install(destination, format, filter(asked.clone()))?;
+    if let Some(asked) = asked.filter(|asked| !asked.trim().is_empty() && EnvFilter::try_new(asked).is_err()) {
+        tracing::warn!(asked, "RUST_LOG cannot be read, so `info` is taken");
+    }
+    Ok(())
+}
+
+fn install(destination: &Destination, format: Option<Format>, filter: EnvFilter) -> io::Result<()> {
     let (file, priorities) = match destination {
         Destination::Stderr => (None, stderr_is_journal()),
         Destination::File(path) => (Some(LogFile::open(path)?), false),
     };
     let repeats = REPEATS.get_or_init(Repeats::default).clone();
-    let filter = filter(std::env::var("RUST_LOG").ok());
     // A journal that does not listen gets lines by way of standard error, as from any other program.
     if priorities
         && format.is_none()

@@ -67,6 +67,15 @@ pub enum SupervisorError {
         #[source]
         source: io::Error,
     },
+    /// The address for metrics cannot be had.
+    #[error("cannot tell metrics at {address}")]
+    Metrics {
+        /// The address.
+        address: Address,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
     /// It has to be recorded, and cannot be.
     #[error("the mount cannot be recorded, so it does not come about")]
     Audit(#[from] AuditError),
@@ -76,6 +85,19 @@ pub enum SupervisorError {
     /// It was taken down before it served.
     #[error("the mount was taken down before it served")]
     Ended,
+}
+
+impl SupervisorError {
+    /// What to do next, as far as the error says.
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Metrics { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                Some("each mount needs an address of its own; port 0 takes a free one, which `kitfs status` shows")
+            }
+            Self::Metrics { .. } => Some("name another address with `--metrics`, in a folder that is there if it is `unix:PATH`"),
+            _ => None,
+        }
+    }
 }
 
 /// Mounts and serves until the mount is gone, and removes `dir`, whose lock is `alive`. `ready` is told once whether the mount came about; if whoever
@@ -92,7 +114,7 @@ pub fn run(plan: &MountPlan, dir: &MountDir, log: &Destination, alive: Alive, re
     drop(alive);
     if let Some(ready) = ready {
         let error = outcome.err().unwrap_or(SupervisorError::Ended);
-        ready.failed(&chain(&error), None, 1);
+        ready.failed(&chain(&error), error.hint(), 1);
         outcome = Err(error);
     }
     outcome
@@ -153,7 +175,8 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
-        let metrics = plan.metrics.as_ref().map(Address::bind).transpose().map_err(own("the address for metrics"))?;
+        let bind = |address: &Address| address.bind().map_err(|source| SupervisorError::Metrics { address: address.clone(), source });
+        let metrics = plan.metrics.as_ref().map(bind).transpose()?;
         if let Some(bound) = &metrics {
             tracing::info!(address = %bound.address, "metrics are told");
         }

@@ -44,16 +44,38 @@ fn list(arguments: &CacheList) -> Result<Exit, CliError> {
             if layer.pinned { ", pinned" } else { "" }
         ));
     }
-    text.push_str(&format!("{} layers, {} of {}\n", layers.len(), BinaryBytes(used), BinaryBytes(limit)));
+    text.push_str(&format!("{}, {} of {}\n", counted(layers.len() as u64), BinaryBytes(used), BinaryBytes(limit)));
     print(text.as_bytes())
 }
 
 fn prune(arguments: &CachePrune) -> Result<Exit, CliError> {
-    let evicted = Store::open(&cache_dir(&arguments.cache)?)?.prune(arguments.all)?;
+    let store = Store::open(&cache_dir(&arguments.cache)?)?;
+    let evicted = store.prune(arguments.all)?;
+    let (left, limit) = (store.residents()?, store.limit()?);
+    let used: u64 = left.iter().map(|layer| layer.size).sum();
     if arguments.json {
-        return print(report::json(&json!({ "layers": evicted.layers, "bytes": evicted.bytes }))?.as_bytes());
+        let counts =
+            json!({ "layers": evicted.layers, "bytes": evicted.bytes, "left": { "layers": left.len(), "bytes": used, "limit": limit } });
+        return print(report::json(&counts)?.as_bytes());
     }
-    print(format!("{} layers removed, {}\n", evicted.layers, BinaryBytes(evicted.bytes)).as_bytes())
+    let mut text = format!("{} removed, {}\n", counted(evicted.layers), BinaryBytes(evicted.bytes));
+    if arguments.all && !left.is_empty() || used > limit {
+        text.push_str(&format!("{}, {} of {}, stay: {}\n", counted(left.len() as u64), BinaryBytes(used), BinaryBytes(limit), why(&left)));
+    }
+    print(text.as_bytes())
+}
+
+/// Why layers stay.
+fn why(left: &[Resident]) -> String {
+    let count = |reason: &dyn Fn(&Resident) -> bool| left.iter().filter(|layer| reason(layer)).count();
+    let (pinned, in_use) = (count(&|layer| layer.pinned), count(&|layer| !layer.pinned && layer.in_use));
+    let reasons = [(pinned, "pinned"), (in_use, "in use"), (left.len() - pinned - in_use, "used a moment ago")];
+    reasons.iter().filter(|(number, _)| *number > 0).map(|(number, reason)| format!("{number} {reason}")).collect::<Vec<_>>().join(", ")
+}
+
+/// So many layers.
+fn counted(layers: u64) -> String {
+    format!("{layers} {}", if layers == 1 { "layer" } else { "layers" })
 }
 
 fn unpin(arguments: &CacheUnpin) -> Result<Exit, CliError> {
@@ -66,7 +88,14 @@ fn unpin(arguments: &CacheUnpin) -> Result<Exit, CliError> {
     for layer in layers {
         unpinned += u64::from(session.store.unpin(&layer)?);
     }
-    print(format!("{unpinned} layers unpinned\n").as_bytes())
+    let others = session.store.pinned()?.len() as u64;
+    if unpinned == 0 && others > 0 {
+        report::warning(&format!(
+            "nothing of what was named is pinned, but {} of other kits: if a tag has moved since, name the kit by the digest that `kitfs pull` printed, or give `--all`",
+            counted(others)
+        ));
+    }
+    print(format!("{} unpinned\n", counted(unpinned)).as_bytes())
 }
 
 fn path(arguments: &CachePath) -> Result<Exit, CliError> {
@@ -170,6 +199,15 @@ mod tests {
             [user(None, 7, "kitfs\u{1b}"), user(Some("/a"), 1, "kitfs"), user(Some("/a"), 2, "kitfs-worker"), user(Some("/b"), 3, "kitfs")];
         assert_eq!(in_use_by(&users), "in use by kitfs\\u{1b} (pid 7), /a, /b");
         assert_eq!(in_use_by(&[]), "in use");
+    }
+
+    #[test]
+    fn prune_says_why_layers_stay() {
+        let layer: LayerKey = LayerKey::from_file_name(&format!("sha256-{}", "0".repeat(64))).expect("a name");
+        let resident = |in_use, pinned| Resident { layer, size: 1, last_use: UNIX_EPOCH, in_use, pinned };
+        assert_eq!(why(&[resident(true, true), resident(true, false), resident(false, true)]), "2 pinned, 1 in use");
+        assert_eq!(why(&[resident(false, false)]), "1 used a moment ago");
+        assert_eq!((counted(0), counted(1)), ("0 layers".to_owned(), "1 layer".to_owned()));
     }
 
     #[test]

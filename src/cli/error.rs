@@ -248,7 +248,7 @@ impl CliError {
             Self::Preflight(error) => error.hint().into_iter().map(Cow::from).collect(),
             Self::Start(error) => error.hint.clone().into_iter().map(Cow::from).collect(),
             Self::Umount(error) => error.hint().into_iter().map(Cow::from).collect(),
-            Self::Run(RunError::ForeignOwner { .. } | RunError::Writable { .. }) => {
+            Self::Run(RunError::ForeignOwner { .. } | RunError::Writable { .. } | RunError::Io { .. }) => {
                 vec!["name a folder of your own with `--run-dir`".into()]
             }
             Self::NotVerified(denial) => hints_of_denial(denial.reason),
@@ -357,9 +357,7 @@ fn hints_of_resolve(error: &ResolveError) -> Vec<Cow<'static, str>> {
             }
             hints
         }
-        ResolveError::Content { .. } => {
-            vec!["somebody or something between here and the registry changes what is sent; nothing of it was used".into()]
-        }
+        ResolveError::Content { .. } => vec![CHANGED.into()],
         ResolveError::Kit { source, .. } => match **source {
             KitError::NotAKit { .. } => vec!["kitfs mounts ModelKits, ModelPack artifacts, and models of Docker Model Runner".into()],
             _ => Vec::new(),
@@ -413,6 +411,10 @@ pub(super) fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
         error if mentions(error, "certificate") => {
             vec!["if its certificate is signed by an authority of your own, name that with `--ca-cert FILE`".into()]
         }
+        error if mentions(error, "400 Bad Request") => vec!["if the registry speaks TLS, leave `--plain-http` out".into()],
+        SourceError::Unavailable { source: Some(_), .. } => {
+            vec!["see that its name is right, that it runs, and that it can be reached from here, past firewalls and proxies".into()]
+        }
         SourceError::Stalled { place, .. } if place.starts_with("oci-archive:") => {
             vec!["a compressed archive is uncompressed as a whole before it can be used: `gunzip` it if it is large".into()]
         }
@@ -427,11 +429,15 @@ pub(super) fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
     }
 }
 
+/// What to think of content that is not what its digest says.
+const CHANGED: &str = "somebody or something between here and the registry changes what is sent; nothing of it was used";
+
 fn hints_of_store(error: &StoreError) -> Vec<Cow<'static, str>> {
     match error {
         StoreError::Unsuitable { .. } => vec!["name a folder on a local disk with `--cache-dir`".into()],
         StoreError::Owner { .. } | StoreError::Writable { .. } => vec!["name a folder of your own with `--cache-dir`".into()],
         StoreError::Source { source, .. } => hints_of_source(source),
+        StoreError::Content { .. } => vec![CHANGED.into()],
         error => hint_of_class(error.class()).into_iter().map(Cow::from).collect(),
     }
 }
@@ -504,6 +510,8 @@ mod tests {
                 "the right to read it",
             ),
             (resolve(unavailable("connection refused")), Exit::Failed, "--offline"),
+            (resolve(unavailable("connection refused")), Exit::Failed, "that it runs"),
+            (resolve(unavailable("400 Bad Request")), Exit::Failed, "leave `--plain-http` out"),
             (resolve(unavailable("invalid peer certificate: UnknownIssuer")), Exit::Failed, "--ca-cert"),
             (ResolveError::NeverResolved { reference: "reg.example/a:v1".into() }.into(), Exit::Failed, "without `--offline`"),
             (CliError::NoCacheDir, Exit::Failed, "--cache-dir"),

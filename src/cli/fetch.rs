@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{BinaryBytes, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
@@ -62,20 +62,24 @@ pub(super) fn layers(
             });
         }
         drop(done);
+        let mut looked = Instant::now();
         loop {
-            match ended.recv_timeout(LOOK_EVERY) {
+            match ended.recv_timeout(LOOK_EVERY.saturating_sub(looked.elapsed())) {
                 Ok((key, outcome)) => {
                     display.ended(&key, &outcome);
                     outcomes.insert(key, outcome);
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    let before = display.fetched;
-                    display.look();
-                    if display.fetched != before {
-                        alive(display.fetched, total);
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            // Layers that end one after the other do not keep it from being done.
+            if looked.elapsed() >= LOOK_EVERY {
+                looked = Instant::now();
+                let before = display.fetched;
+                display.look();
+                if display.fetched != before {
+                    alive(display.fetched, total);
+                }
             }
         }
     });
@@ -119,9 +123,13 @@ fn label(layer: &KitLayer) -> String {
 }
 
 /// Bars on a terminal, lines elsewhere.
+///
+/// A layer has a bar for as long as it comes, and is a line when it is here: a kit can have more layers than a screen has lines.
 struct Display<'a> {
     session: &'a Session,
-    /// Layers that have not ended yet, with their bars.
+    /// Where bars are, if there is a screen.
+    bars: Option<MultiProgress>,
+    /// Layers that have not ended yet, with the bars of those of which something came.
     waiting: Vec<(&'a KitLayer, Option<ProgressBar>)>,
     /// The bar of all of them, if there are several.
     all: Option<ProgressBar>,
@@ -134,29 +142,45 @@ struct Display<'a> {
 impl<'a> Display<'a> {
     fn new(session: &'a Session, layers: &[&'a KitLayer]) -> Self {
         let bars = report::is_screen().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
-        let show = |name: &str, size| bars.as_ref().map(|bars| bars.add(bar(name, size)));
-        let waiting = layers.iter().map(|layer| (*layer, show(&label(layer), layer.spec.descriptor.size))).collect();
+        let waiting = layers.iter().map(|layer| (*layer, None)).collect();
         let total = layers.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
-        let all = if layers.len() > 1 { show(&format!("all {} layers", layers.len()), total) } else { None };
-        Self { session, waiting, all, settled: 0, fetched: 0 }
+        let several = bars.as_ref().filter(|_| layers.len() > 1);
+        let is_here = |layer: &&&KitLayer| session.store.state(&layer.spec.key()) == LayerState::Cached;
+        let all = several.map(|bars| {
+            let here = layers.iter().filter(is_here).map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
+            bars.add(bar(&format!("all {} layers", layers.len()), total, here))
+        });
+        Self { session, bars, waiting, all, settled: 0, fetched: 0 }
     }
 
     /// Brings the display up to date.
     fn look(&mut self) {
-        let mut coming: u64 = 0;
-        for (layer, bar) in &self.waiting {
+        let (mut coming, mut began): (u64, bool) = (0, false);
+        for (layer, bar) in &mut self.waiting {
             let key = layer.spec.key();
-            let fetched = match self.session.store.state(&key) {
+            let state = self.session.store.state(&key);
+            let fetched = match state {
                 LayerState::Fetching => self.session.store.progress(&key).map_or(0, |progress| progress.fetched),
                 // It is being written to disk still.
                 LayerState::Cached => layer.spec.descriptor.size,
                 LayerState::Absent => 0,
             };
             coming = coming.saturating_add(fetched);
-            bar.iter().for_each(|bar| advance(bar, fetched));
+            match (&self.bars, &bar) {
+                (_, Some(bar)) => bar.set_position(fetched),
+                (Some(bars), None) if fetched > 0 && state == LayerState::Fetching => {
+                    let new = self::bar(&label(layer), layer.spec.descriptor.size, fetched);
+                    *bar = Some(match &self.all {
+                        Some(all) => bars.insert_before(all, new),
+                        None => bars.add(new),
+                    });
+                    began = true;
+                }
+                _ => {}
+            }
         }
         self.fetched = self.settled.saturating_add(coming);
-        self.all.iter().for_each(|bar| advance(bar, self.fetched));
+        self.all.iter().for_each(|all| if began { begin(all, self.fetched) } else { all.set_position(self.fetched) });
     }
 
     fn ended(&mut self, key: &LayerKey, outcome: &Result<VerifiedLayer, StoreError>) {
@@ -166,40 +190,68 @@ impl<'a> Display<'a> {
         if outcome.is_ok() {
             self.settled = self.settled.saturating_add(size);
         }
+        bar.iter().for_each(ProgressBar::finish_and_clear);
         if self.waiting.is_empty() {
-            self.all.iter().for_each(|bar| bar.abandon());
+            self.all.iter().for_each(ProgressBar::finish_and_clear);
         }
-        match (bar, outcome) {
-            (Some(bar), Ok(_)) => bar.finish(),
-            (Some(bar), Err(_)) => bar.abandon_with_message("failed"),
-            (None, Ok(_)) => report::note(&format!("{} {} ({}): in the cache", key.digest, label(layer), BinaryBytes(size))),
-            (None, Err(error)) => report::note(&format!("{} {} ({}): {error}", key.digest, label(layer), BinaryBytes(size))),
+        let became = outcome.as_ref().map_or_else(ToString::to_string, |_| "in the cache".to_owned());
+        let line = format!("{} {} ({}): {became}", key.digest, label(layer), BinaryBytes(size));
+        match &self.bars {
+            Some(bars) => bars.suspend(|| report::note(&line)),
+            None => report::note(&line),
         }
     }
 }
 
-/// Moves a bar; what it waited for its turn is no part of its rate.
-fn advance(bar: &ProgressBar, position: u64) {
-    if bar.position() == 0 && position > 0 {
-        bar.reset_eta();
-    }
+/// Puts a bar where it begins: what was there before is no part of its rate.
+fn begin(bar: &ProgressBar, position: u64) {
     bar.set_position(position);
+    bar.tick();
+    bar.reset_eta();
 }
 
-fn bar(name: &str, size: u64) -> ProgressBar {
+fn bar(name: &str, size: u64, position: u64) -> ProgressBar {
     let template = "{msg:24!} {wide_bar} {binary_bytes:>10} of {binary_total_bytes:>10} {binary_bytes_per_sec:>13} {left:>10}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::hidden();
     bar.set_length(size);
     bar.set_style(style.with_key("left", left));
-    bar.set_message(escaped(name));
+    bar.set_message(shortened(&escaped(name)));
+    begin(&bar, position);
     bar
 }
+
+/// The end of a name tells layers of one kind apart.
+fn shortened(name: &str) -> String {
+    let over = name.chars().count().saturating_sub(NAME_SHOWN);
+    if over == 0 { name.to_owned() } else { format!("…{}", name.chars().skip(over + 1).collect::<String>()) }
+}
+
+/// Characters that stand before a bar.
+const NAME_SHOWN: usize = 24;
 
 /// How long it takes yet, if that can be said.
 fn left(state: &ProgressState, text: &mut dyn std::fmt::Write) {
     if state.pos() > 0 && !state.is_finished() {
         // A bar that cannot be drawn is no error.
         _ = write!(text, "{:#} left", HumanDuration(state.eta()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_look_at_a_bar_shows_no_rate_made_of_what_was_there_before() {
+        let bar = bar("model", 64 << 20, 30 << 20);
+        assert_eq!((bar.position(), bar.per_sec()), (30 << 20, 0.0));
+    }
+
+    #[test]
+    fn a_long_name_keeps_its_end() {
+        assert_eq!(shortened("dataset at data/a"), "dataset at data/a");
+        assert_eq!(shortened("dataset at data/some/where/train-00017"), "…/some/where/train-00017");
+        assert_eq!(shortened(&"é".repeat(99)).chars().count(), NAME_SHOWN);
     }
 }

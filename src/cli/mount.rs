@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::args::Mount;
 use super::error::CliError;
 use super::fetch::{self, Until};
-use super::report::Exit;
+use super::report::{self, Exit};
 use super::trusting::{Records, Trust};
 use super::{Session, reference, umount};
 use crate::audit::{Attempt, Purpose};
@@ -87,7 +87,12 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
     if arguments.wait {
         // The worker fetches the same, and each layer is fetched by one of the two, so that the other only looks on.
         let waited_for = arguments.prefetch.of(&pinned.lineage.layers);
-        fetch::layers(&session, pinned, &waited_for, Until::Usable, &|_, _| {})?;
+        fetch::layers(&session, pinned, &waited_for, Until::Usable, &|_, _| {}).inspect_err(|_| {
+            report::warning(&format!(
+                "{} is mounted all the same; what did not come is tried again when it is opened",
+                plan.mountpoint.display()
+            ));
+        })?;
         session.warn_if_over_limit();
     }
     Ok(Exit::Done)

@@ -153,6 +153,11 @@ impl Visit for Said {
         field.name().hash(&mut self.hasher);
         _ = write!(Hashed(&mut self.hasher), "{value:?}");
     }
+
+    /// A number with a fraction is something that was measured or drawn, and another one each time.
+    fn record_f64(&mut self, field: &Field, _: f64) {
+        field.name().hash(&mut self.hasher);
+    }
 }
 
 struct Hashed<'a>(&'a mut DefaultHasher);
@@ -205,6 +210,19 @@ mod tests {
         assert_eq!(seen.settle(Instant::now(), false), [], "it is not over yet");
         assert_eq!(seen.settle(Instant::now() + LOG_WINDOW, false), [("it broke".to_owned(), 7)]);
         assert_eq!(seen.settle(Instant::now() + LOG_WINDOW, true), [], "told once");
+    }
+
+    #[test]
+    fn a_retry_is_the_same_however_long_it_waits() {
+        let (heard, repeats) = (Heard::default(), Repeats::default());
+        let subscriber = tracing_subscriber::registry().with(heard.clone()).with(repeats.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for number in 0..LOG_SAME_MAX + 5 {
+                tracing::warn!(error = "the connection broke", seconds = 1.0 / (number as f64 + 1.0), "trying again");
+            }
+            tracing::warn!(error = "it is away", seconds = 1.0, "trying again");
+        });
+        assert_eq!(heard.0.lock().expect("no panic").len() as u64, LOG_SAME_MAX + 1);
     }
 
     #[test]

@@ -106,13 +106,11 @@ pub(super) fn make_room(store: &Inner, claim: &Claim, evict: bool) -> Result<Roo
     if over == 0 && short == 0 {
         return Ok(Room::Made(Evicted::default()));
     }
-    let full = |room: u64| {
-        let Claim { layer, size, .. } = claim;
-        disk(format!("layer {} has {size} bytes, and {} has room for {room}", layer.digest, store.top.path().display()))(Errno::NOSPC)
-    };
+    let others = survey.coming.saturating_sub(claim.missing);
+    let full = |free| no_room(claim, &store.top.path().display(), free, others);
     if !evict {
-        let room = survey.free.min(survey.limit.saturating_sub(survey.used.saturating_sub(claim.size)));
-        return Ok(Room::Full { error: full(room), held: false });
+        let below = survey.limit.saturating_sub(survey.used.saturating_sub(claim.size));
+        return Ok(Room::Full { error: full(survey.free.min(below.saturating_add(others))), held: false });
     }
     let victims = victims(store, &survey, over, short)?;
     let found: u64 = victims.iter().map(|victim| victim.size).sum();
@@ -127,6 +125,14 @@ pub(super) fn make_room(store: &Inner, claim: &Claim, evict: bool) -> Result<Roo
         tracing::warn!(layer = %claim.layer, size, limit, over = over - found, "the cache becomes larger than its limit: what could go is not enough");
     }
     remove(store, victims).map(Room::Made)
+}
+
+/// That a claim comes to nothing. Of what is free, what others have yet to write is theirs; what this one has written already needs no room.
+fn no_room(claim: &Claim, top: &dyn std::fmt::Display, free: u64, others: u64) -> StoreError {
+    let Claim { layer, size, missing } = claim;
+    let room = free.saturating_sub(others).saturating_add(size.saturating_sub(*missing));
+    let beside = if others > 0 { format!(" beside {others} that are coming already") } else { String::new() };
+    disk(format!("layer {} has {size} bytes, and {top} has room for {room}{beside}", layer.digest))(Errno::NOSPC)
 }
 
 /// Evicts so many bytes, or what there is: for a layer that proved to be larger than there was room for.
@@ -334,4 +340,18 @@ fn remove(store: &Inner, victims: Vec<Victim>) -> Result<Evicted, StoreError> {
         }
     }
     Ok(evicted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_no_room_is_not_told_of_room_that_others_have_taken() {
+        let layer = LayerKey::from_file_name(&format!("sha256-{}", "0".repeat(64))).expect("a name");
+        let said = |size, missing, free, others| no_room(&Claim { layer, size, missing }, &"/c", free, others).to_string();
+        assert!(said(64, 64, 150, 128).ends_with("has 64 bytes, and /c has room for 22 beside 128 that are coming already"));
+        assert!(said(64, 64, 10, 0).ends_with("has 64 bytes, and /c has room for 10"));
+        assert!(said(64, 24, 10, 0).ends_with("has 64 bytes, and /c has room for 50"), "40 are written");
+    }
 }

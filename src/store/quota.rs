@@ -79,9 +79,11 @@ impl fmt::Display for CacheSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Percent(percent) => write!(f, "{percent}%"),
-            Self::Bytes(bytes) => match UNITS.iter().take(4).rev().find(|(_, unit)| *bytes > 0 && bytes % unit == 0) {
+            // The largest unit that leaves nothing over is the one that was given, mostly.
+            Self::Bytes(bytes) => match UNITS.iter().rev().filter(|(_, unit)| *bytes > 0 && bytes % unit == 0).max_by_key(|(_, unit)| unit)
+            {
                 Some((name, unit)) => write!(f, "{}{name}", bytes / unit),
-                None => bytes.fmt(f),
+                None => write!(f, "{bytes}B"),
             },
         }
     }
@@ -119,12 +121,12 @@ mod tests {
     #[test]
     fn limits_are_read_as_they_are_written() {
         for (text, size, shown) in [
-            ("0", CacheSize::Bytes(0), "0"),
-            ("1000", CacheSize::Bytes(1000), "1000"),
+            ("0", CacheSize::Bytes(0), "0B"),
+            ("1000", CacheSize::Bytes(1000), "1kB"),
             ("128MiB", CacheSize::Bytes(128 << 20), "128MiB"),
-            ("50GB", CacheSize::Bytes(50_000_000_000), "48828125KiB"),
+            ("50GB", CacheSize::Bytes(50_000_000_000), "50GB"),
             ("2TiB", CacheSize::Bytes(2 << 40), "2TiB"),
-            ("7B", CacheSize::Bytes(7), "7"),
+            ("7B", CacheSize::Bytes(7), "7B"),
             ("40%", CacheSize::Percent(40), "40%"),
             ("100%", CacheSize::Percent(100), "100%"),
         ] {

@@ -134,7 +134,13 @@ fn a_cache_is_looked_after_by_hand() {
     let layers = listed["layers"].as_array().expect("a list");
     assert!(layers.len() == 2 && layers.iter().all(|layer| layer["pinned"] == true), "{listed}");
     assert_eq!(pruned(&host), 0);
+    let why = host.kitfs(&["cache", "prune", "--all"]).ok().stdout;
+    assert!(why.starts_with("0 layers removed") && why.ends_with("stay: 2 pinned\n"), "{why}");
     assert!(host.kitfs(&["cache", "ls"]).ok().stdout.contains(", pinned\n"));
+    // A tag that has moved means another kit now, and what it meant stays pinned: that must not look as if all were well.
+    let other = parts(&["c"], MIB).serve(&registry, "acme/kit", "moved");
+    let said = host.kitfs(&["cache", "unpin", "--plain-http", &other]).ok();
+    assert!(said.stdout == "0 layers unpinned\n" && said.stderr.contains("2 layers of other kits"), "{said:?}");
     let unpinned = host.kitfs(&["cache", "unpin", "--plain-http", &reference]).ok().stdout;
     assert_eq!(unpinned, "2 layers unpinned\n");
     await_unused(&host);

@@ -148,6 +148,7 @@ fn a_mount_that_waits_returns_with_everything_and_stays_without() {
     let mounting = Running::start(&mut host.mount_command(&reference, &point, &["--prefetch", "all", "--wait"]));
     let failed = mounting.wait(SOON);
     assert!(failed.code() == 5 && failed.stderr.contains("c/") | failed.stderr.contains("at c"), "{failed:#?}");
+    assert!(failed.stderr.contains("is mounted all the same"), "{failed:#?}");
     assert!(guard.is_mounted() && Path::new(&guard.path("a/part.bin")).exists());
 
     // Whoever does not want to wait any more has a mount all the same.

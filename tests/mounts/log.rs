@@ -193,6 +193,10 @@ fn text_is_for_people_and_rust_log_says_how_much() {
     let mount = host.mount(&reference);
     assert!(mount.log().lines().any(|line| line.contains(" INFO ") && line.contains("mounted")), "{}", mount.log());
     mount.umount().ok();
+    let misread = host.try_mount_in(&reference, &[], &[("RUST_LOG", OsStr::new("=="))]).expect("a mount");
+    let log = misread.log();
+    assert!(log.contains("RUST_LOG cannot be read") && log.contains("mounted"), "{log}");
+    drop(misread);
     let quiet = host.try_mount_in(&reference, &[], &[("RUST_LOG", OsStr::new("error"))]).expect("a mount");
     assert_eq!(quiet.log(), "");
 }

@@ -212,7 +212,8 @@ fn a_port_is_one_of_loopback_and_answers_nothing_else() {
     }
     // Taken by one mount, it is no other's; nothing is mounted then.
     let error = host.try_mount(&reference, &["--metrics", &address]).expect_err("in use");
-    assert!(error.code() == 1 && error.stderr.contains("metrics"), "{error:#?}");
+    let named = format!("cannot tell metrics at http://{address}/metrics");
+    assert!(error.code() == 1 && error.stderr.contains(&named) && error.stderr.contains("hint: "), "{error:#?}");
 }
 
 #[test]

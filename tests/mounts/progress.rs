@@ -113,3 +113,22 @@ fn elsewhere_a_layer_is_a_line() {
     let piped = host.kitfs(&["pull", "--plain-http", &reference]).ok().stderr;
     assert!(piped.matches("in the cache\n").count() == 2 && !piped.contains('\u{1b}'), "{piped:?}");
 }
+
+#[test]
+fn a_kit_of_more_layers_than_lines_shows_bars_of_what_comes_and_of_all() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let names: Vec<String> = (0..50).map(|number| format!("data/{number:02}")).collect();
+    let tree = names.iter().fold(Tree::new(), |tree, name| tree.file(&format!("{name}/d.bin"), bytes(1, MIB / 16)));
+    let tree = tree.file("model/w.bin", bytes(2, 4 * MIB));
+    let kit = names.iter().fold(Kitfile::new("many").model("model"), |kitfile, name| kitfile.dataset(name)).pack(&tree);
+    let reference = kit.serve(&registry, "acme/many", "v1");
+    let gate = Gate::new();
+    registry.fault(Target::Content(kit.layer("model").digest.clone()), ONCE, Fault::HoldAt(2 * MIB as u64, gate.clone()));
+    let mut command = host.command(&["pull", "--plain-http", &reference]);
+    // A line for each dataset that is here, and below them the bars of the model and of all, also while one dataset after the other comes.
+    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until("model at model   ");
+    gate.open();
+    let shown = shown.until_the_end();
+    assert_eq!(shown.matches(": in the cache\r\n").count(), 51, "{shown:?}");
+    assert!(shown.contains("all 51 layers"), "{shown:?}");
+}
