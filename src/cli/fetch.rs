@@ -1,6 +1,6 @@
 //! Layers into the cache, with progress for whoever watches.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,11 +10,11 @@ use indicatif::{BinaryBytes, HumanDuration, MultiProgress, ProgressBar, Progress
 use super::Session;
 use super::error::CliError;
 use super::report::{self, escaped};
-use crate::kit::KitLayer;
+use crate::kit::{KitLayer, Lineage};
 use crate::layer::LayerKey;
 use crate::resolve::Pinned;
 use crate::source::Source;
-use crate::store::{LayerState, StoreError, VerifiedLayer};
+use crate::store::{LayerState, Store, StoreError, VerifiedLayer};
 
 /// What is done with a layer that has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +36,13 @@ pub(super) fn layers(
     alive: &dyn Fn(u64, u64),
 ) -> Result<Vec<VerifiedLayer>, CliError> {
     let (mut wanted, mut jobs) = (Vec::<&KitLayer>::new(), VecDeque::new());
-    for position in positions.iter().copied() {
-        let layer = &pinned.lineage.layers[position];
-        if !wanted.iter().any(|other| other.spec.key() == layer.spec.key()) {
-            wanted.push(layer);
-            jobs.push_back((layer, pinned.source_of(position)));
-        }
+    for (position, layer) in distinct(&pinned.lineage, positions) {
+        wanted.push(layer);
+        jobs.push_back((layer, pinned.source_of(position)));
     }
     let total = wanted.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
-    let mut display = Display::new(session, &wanted);
+    let bars = report::is_screen().then(bars);
+    let mut display = Display::new(&session.store, &wanted, bars.as_ref());
     let mut outcomes = HashMap::new();
     let queue = Mutex::new(jobs);
     let (done, ended) = mpsc::channel();
@@ -65,7 +63,7 @@ pub(super) fn layers(
         loop {
             match ended.recv_timeout(LOOK_EVERY) {
                 Ok((key, outcome)) => {
-                    display.ended(&key, &outcome);
+                    display.ended(&key, outcome.as_ref().err().map(|error| error as _));
                     outcomes.insert(key, outcome);
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -82,8 +80,20 @@ pub(super) fn layers(
     collect(&wanted, outcomes)
 }
 
+/// The layers at `positions`, each one once, with where it comes first.
+pub(super) fn distinct<'a>(lineage: &'a Lineage, positions: &[usize]) -> Vec<(usize, &'a KitLayer)> {
+    let mut seen = HashSet::new();
+    let layers = positions.iter().map(|&position| (position, &lineage.layers[position]));
+    layers.filter(|(_, layer)| seen.insert(layer.spec.key())).collect()
+}
+
+/// Bars for a screen.
+pub(super) fn bars() -> MultiProgress {
+    MultiProgress::with_draw_target(ProgressDrawTarget::stderr())
+}
+
 /// How often progress is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 fn one(session: &Session, layer: &KitLayer, source: &Arc<dyn Source>, until: Until) -> Result<VerifiedLayer, StoreError> {
     let verified = session.store.ensure(&layer.spec, source, session.runtime.handle())?;
@@ -119,8 +129,8 @@ fn label(layer: &KitLayer) -> String {
 }
 
 /// Bars on a terminal, lines elsewhere.
-struct Display<'a> {
-    session: &'a Session,
+pub(super) struct Display<'a> {
+    store: &'a Store,
     /// Layers that have not ended yet, with their bars.
     waiting: Vec<(&'a KitLayer, Option<ProgressBar>)>,
     /// The bar of all of them, if there are several.
@@ -132,22 +142,22 @@ struct Display<'a> {
 }
 
 impl<'a> Display<'a> {
-    fn new(session: &'a Session, layers: &[&'a KitLayer]) -> Self {
-        let bars = report::is_screen().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
-        let show = |name: &str, size| bars.as_ref().map(|bars| bars.add(bar(name, size)));
+    /// One of layers that are to come, each one once.
+    pub(super) fn new(store: &'a Store, layers: &[&'a KitLayer], bars: Option<&MultiProgress>) -> Self {
+        let show = |name: &str, size| bars.map(|bars| bars.add(bar(name, size)));
         let waiting = layers.iter().map(|layer| (*layer, show(&label(layer), layer.spec.descriptor.size))).collect();
         let total = layers.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
         let all = if layers.len() > 1 { show(&format!("all {} layers", layers.len()), total) } else { None };
-        Self { session, waiting, all, settled: 0, fetched: 0 }
+        Self { store, waiting, all, settled: 0, fetched: 0 }
     }
 
     /// Brings the display up to date.
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         let mut coming: u64 = 0;
         for (layer, bar) in &self.waiting {
             let key = layer.spec.key();
-            let fetched = match self.session.store.state(&key) {
-                LayerState::Fetching => self.session.store.progress(&key).map_or(0, |progress| progress.fetched),
+            let fetched = match self.store.state(&key) {
+                LayerState::Fetching => self.store.progress(&key).map_or(0, |progress| progress.fetched),
                 // It is being written to disk still.
                 LayerState::Cached => layer.spec.descriptor.size,
                 LayerState::Absent => 0,
@@ -159,21 +169,27 @@ impl<'a> Display<'a> {
         self.all.iter().for_each(|bar| advance(bar, self.fetched));
     }
 
-    fn ended(&mut self, key: &LayerKey, outcome: &Result<VerifiedLayer, StoreError>) {
+    /// Layers that have not ended yet.
+    pub(super) fn waiting(&self) -> Vec<&'a KitLayer> {
+        self.waiting.iter().map(|(layer, _)| *layer).collect()
+    }
+
+    /// Nothing more is to come of a layer: it is here, or failed.
+    pub(super) fn ended(&mut self, key: &LayerKey, failed: Option<&dyn std::fmt::Display>) {
         let Some(position) = self.waiting.iter().position(|(layer, _)| layer.spec.key() == *key) else { return };
         let (layer, bar) = self.waiting.swap_remove(position);
         let size = layer.spec.descriptor.size;
-        if outcome.is_ok() {
+        if failed.is_none() {
             self.settled = self.settled.saturating_add(size);
         }
         if self.waiting.is_empty() {
             self.all.iter().for_each(|bar| bar.abandon());
         }
-        match (bar, outcome) {
-            (Some(bar), Ok(_)) => bar.finish(),
-            (Some(bar), Err(_)) => bar.abandon_with_message("failed"),
-            (None, Ok(_)) => report::note(&format!("{} {} ({}): in the cache", key.digest, label(layer), BinaryBytes(size))),
-            (None, Err(error)) => report::note(&format!("{} {} ({}): {error}", key.digest, label(layer), BinaryBytes(size))),
+        match (bar, failed) {
+            (Some(bar), None) => bar.finish(),
+            (Some(bar), Some(_)) => bar.abandon_with_message("failed"),
+            (None, None) => report::note(&format!("{} {} ({}): in the cache", key.digest, label(layer), BinaryBytes(size))),
+            (None, Some(error)) => report::note(&format!("{} {} ({}): {error}", key.digest, label(layer), BinaryBytes(size))),
         }
     }
 }

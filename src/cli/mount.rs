@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use super::args::Mount;
 use super::error::CliError;
 use super::fetch::{self, Until};
-use super::report::Exit;
+use super::report::{self, Exit};
 use super::trusting::{Records, Trust};
-use super::{Session, reference, umount};
+use super::{Session, attend, reference, umount};
 use crate::audit::{Attempt, Purpose};
 use crate::daemon::{self, Progress, Ready};
 use crate::digest::Digest;
@@ -81,6 +81,10 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         lacking: rehearsal::lacking(),
     };
     let plan = MountPlan::new(&kits, mounting);
+    // Whoever started a service wants its main process to be the mount's.
+    if arguments.foreground && report::is_screen() && !daemon::is_service() {
+        return attend::run(&plan, &pinned.lineage, &session.store, || drop(shared));
+    }
     // What the supervisor still waits for is here already, so there is no more to show.
     daemon::start(&plan, arguments.foreground, &mut |_| {})?;
     drop(shared);

@@ -23,7 +23,7 @@ impl Stage {
     /// Starts a supervisor that is a shell script; the numbers of its descriptors are in `$PLAN`, `$READY` and `$ALIVE`.
     fn start(&self, script: &str, silence: Duration, progress: &mut dyn FnMut(Progress)) -> Result<Started, StartError> {
         let script = format!("PLAN=$3 READY=$5 ALIVE=$7; say() {{ printf '%s\\n' \"$1\" >/proc/self/fd/$READY; }}\n{script}");
-        let program = Program { path: "/bin/sh".into(), arguments: ["-c", &script, "sh"].map(OsString::from).to_vec() };
+        let program = Program { path: "/bin/sh".into(), arguments: ["-c", &script, "sh"].map(OsString::from).to_vec(), attended: None };
         start_program(&program, &self.plan, self.interrupts.as_fd(), silence, progress)
     }
 
