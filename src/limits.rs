@@ -24,6 +24,9 @@ pub const TAR_EXTENSION_BYTES: u64 = 1 << 20;
 /// Entries of a layer, folders that only follow from names included. A node id has 24 bits for them (16.7 million); ImageNet has 1.4
 /// million.
 pub const LAYER_ENTRIES: u32 = 10_000_000;
+/// Times that a worker reads on in another index of a layer because the one before proved unreadable. Each stays mapped, 100 MB for a million entries, and its
+/// file keeps its blocks; and a disk that spoils more of them than this is not to be relied on.
+pub const INDEX_RENEWALS: usize = 8;
 
 // ---- inflate
 
