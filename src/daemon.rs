@@ -169,7 +169,7 @@ pub fn inherit(args: &SupervisorArgs) -> io::Result<Inherited> {
         Some(number) => Ready::from_fd(take(number)?),
         None => Ready::foreground(),
     };
-    let mount = RunDir::open(&plan.run_dir)?.mount(&plan.id)?;
+    let mount = RunDir::open(&plan.mounting.run_dir)?.mount(&plan.mounting.id)?;
     let log = if args.foreground || stderr_is_journal() { Destination::Stderr } else { Destination::File(mount.log_path()) };
     // The program's file is called otherwise, since it was started by way of /proc/self/exe.
     let _only_a_name = rustix::thread::set_name(c"kitfs");
@@ -354,7 +354,7 @@ fn become_supervisor(plan: &MountPlan) -> StartError {
 
 fn prepare(plan: &MountPlan) -> Result<(MountDir, Alive, OwnedFd), StartError> {
     let sealed = plan.seal().map_err(|error| cannot("seal the plan", &error))?;
-    let created = RunDir::open(&plan.run_dir).and_then(|run| run.create(&plan.id));
+    let created = RunDir::open(&plan.mounting.run_dir).and_then(|run| run.create(&plan.mounting.id));
     let (mount, alive) = created.map_err(|error| StartError {
         message: chain(&error),
         hint: Some("another run directory can be named with --run-dir".to_owned()),

@@ -40,7 +40,7 @@ use crate::log::{self, Destination};
 use crate::metrics::{Address, Bound};
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
-use crate::plan::{MountPlan, Settings};
+use crate::plan::{MountPlan, Mounting, Settings};
 use crate::protocol::Spoken;
 use crate::run::{self, Alive, MountDir, MountRecord, MountState, Phase};
 use crate::store::Held;
@@ -153,13 +153,13 @@ impl<'a> Supervisor<'a> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| own("an event descriptor")(errno.into()))?;
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
-        let metrics = plan.metrics.as_ref().map(Address::bind).transpose().map_err(own("the address for metrics"))?;
+        let metrics = plan.mounting.metrics.as_ref().map(Address::bind).transpose().map_err(own("the address for metrics"))?;
         if let Some(bound) = &metrics {
             tracing::info!(address = %bound.address, "metrics are told");
         }
         trail.begin()?;
-        let mounted =
-            session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
+        let mounted = session::mount(plan)
+            .map_err(|source| SupervisorError::Mount { mountpoint: plan.mounting.mountpoint.display().to_string(), source })?;
         let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
         let now = Instant::now();
         let supervisor = Self {
@@ -200,7 +200,7 @@ impl<'a> Supervisor<'a> {
         loop {
             // Before a worker is started: it would find nothing to serve, end, and make room for the next one for ever.
             if self.is_gone() {
-                tracing::info!(mountpoint = %self.plan.mountpoint.display(), "unmounted");
+                tracing::info!(mountpoint = %self.plan.mounting.mountpoint.display(), "unmounted");
                 return Ok(());
             }
             self.start_worker_if_due();
@@ -228,7 +228,7 @@ impl<'a> Supervisor<'a> {
             if self.worker.as_ref().is_some_and(|worker| worker.ready)
                 && let Some(ready) = ready.take()
             {
-                let MountPlan { mountpoint, reference, digest, .. } = self.plan;
+                let MountPlan { mounting: Mounting { mountpoint, .. }, reference, digest, .. } = self.plan;
                 let passthrough = self.page.io_mode() == Some(IoMode::Passthrough);
                 tracing::info!(mountpoint = %mountpoint.display(), reference, %digest, passthrough, "mounted");
                 if let Err(error) = ready.ok() {
@@ -492,7 +492,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn detach(&mut self, lazy: bool) -> Response {
-        let mountpoint = &self.plan.mountpoint;
+        let mountpoint = &self.plan.mounting.mountpoint;
         let failed = |error: &dyn std::fmt::Display| {
             tracing::error!(%error, mountpoint = %mountpoint.display(), "cannot detach");
             Response::Failed { message: format!("cannot unmount {}: {error}", mountpoint.display()) }
@@ -526,30 +526,30 @@ impl<'a> Supervisor<'a> {
 
     fn record(&self) -> MountRecord {
         MountRecord {
-            id: self.plan.id.clone(),
-            mountpoint: self.plan.mountpoint.clone(),
+            id: self.plan.mounting.id.clone(),
+            mountpoint: self.plan.mounting.mountpoint.clone(),
             reference: self.plan.reference.clone(),
             digest: self.plan.digest,
             supervisor_pid: std::process::id(),
             supervisor_version: Some(Spoken::own().version),
             since: self.since.clone(),
-            cache_dir: self.plan.cache_dir.clone(),
+            cache_dir: self.plan.mounting.cache_dir.clone(),
             device: self.mounted.number,
             mount_id: self.mounted.mount_id,
             log: self.dir.log_path(),
             passthrough: self.page.io_mode().map(|mode| mode == IoMode::Passthrough),
             references: self.plan.references.iter().map(|kit| kit.found.clone()).collect(),
             remote: self.plan.remote.clone(),
-            access: self.plan.access.clone(),
+            access: self.plan.mounting.access.clone(),
             admissions: self.plan.admissions().to_vec(),
-            audit: self.plan.audit.clone(),
+            audit: self.plan.mounting.audit.clone(),
             settings: Settings {
-                selection: self.plan.selection.clone(),
-                include_remote: self.plan.include_remote,
-                prefetch: self.plan.prefetch,
-                jobs: self.plan.jobs,
-                connections: self.plan.access.connections,
-                allow_other: self.plan.allow_other,
+                selection: self.plan.mounting.selection.clone(),
+                include_remote: self.plan.mounting.include_remote,
+                prefetch: self.plan.mounting.prefetch,
+                jobs: self.plan.mounting.jobs,
+                connections: self.plan.mounting.access.connections,
+                allow_other: self.plan.mounting.allow_other,
                 metrics: self.metrics.as_ref().map(|bound| bound.address.to_string()),
             },
         }
@@ -587,8 +587,8 @@ fn take_requests(dir: &MountDir, wake: &Arc<OwnedFd>) -> io::Result<Receiver<(Re
 
 /// After a failure right behind the mount call, which is what is reported.
 fn detach_unserved(plan: &MountPlan, mounted: &Mounted) {
-    if let Err(error) = umount::detach(&plan.mountpoint, mounted.mount_id, true) {
-        tracing::error!(%error, mountpoint = %plan.mountpoint.display(), "cannot detach");
+    if let Err(error) = umount::detach(&plan.mounting.mountpoint, mounted.mount_id, true) {
+        tracing::error!(%error, mountpoint = %plan.mounting.mountpoint.display(), "cannot detach");
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) fn run(plan: &MountPlan, lineage: &Lineage, store: &Store, serving: i
     let ended = started.map(|mut started| {
         serving();
         let mount = started.mount.clone();
-        let prefetched = fetch::distinct(lineage, &plan.prefetch.of(&lineage.layers)).into_iter().map(|(_, layer)| layer);
+        let prefetched = fetch::distinct(lineage, &plan.mounting.prefetch.of(&lineage.layers)).into_iter().map(|(_, layer)| layer);
         let coming: Vec<&KitLayer> = prefetched.filter(|layer| !is_here(store, layer)).collect();
         let mut display = (!coming.is_empty()).then(|| Display::new(store, &coming, Some(&screen.draw())));
         let ended = started.attend(&interrupts, LOOK_EVERY, &mut || {
