@@ -10,7 +10,7 @@ use x509_cert::der::asn1::{BitString, Null, ObjectIdentifier, UintRef};
 use x509_cert::der::{Decode as _, Encode as _, Reader as _, SliceReader};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef};
 
-use super::pem::{PemError, PemKey, PemKind};
+use super::pem_key::{PemError, PemKey, PemKind};
 use crate::digest::{Algorithm, Digest};
 use crate::limits;
 

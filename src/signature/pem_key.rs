@@ -41,7 +41,7 @@ pub enum PemError {
 impl PemKey {
     /// Takes a public key in PEM, and nothing beside it.
     pub fn read(text: &str) -> Result<Self, PemError> {
-        let blocks = ::pem::parse_many(text).map_err(|error| PemError::Pem(error.to_string()))?;
+        let blocks = pem::parse_many(text).map_err(|error| PemError::Pem(error.to_string()))?;
         let [block] = &blocks[..] else { return Err(PemError::Blocks(blocks.len())) };
         let bare = text.trim();
         if !bare.starts_with("-----BEGIN ") || !bare.ends_with("-----") || bare.matches("-----BEGIN ").count() != 1 {
