@@ -100,7 +100,7 @@ pub struct Trail {
 impl Trail {
     /// The record of the mount of this plan.
     pub fn new(plan: &MountPlan) -> Self {
-        Self::of(Subject::of(plan), plan.audit.as_ref())
+        Self::of(Subject::of(plan), plan.mounting.audit.as_ref())
     }
 
     /// The record of a mount that left this behind, for whoever finds it dead.

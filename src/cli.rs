@@ -5,6 +5,7 @@
 #![expect(clippy::result_large_err, reason = "a command has one error, and then it ends")]
 
 mod args;
+mod attend;
 mod cache;
 mod doctor;
 mod error;

@@ -2,7 +2,8 @@
 //!
 //! `kitfs mount` runs its own program again, in a session of its own, with three descriptors: the sealed plan, a pipe for what it has to say until it serves,
 //! and the lock that says that the mount lives. Everything else of the caller is closed, or `out=$(kitfs mount …)` would never return. With `--foreground`
-//! the supervisor takes this process's place instead and speaks to systemd.
+//! the supervisor takes this process's place instead and speaks to systemd; on a terminal it is a child that is attended to, since of what is shown there
+//! only one process can know.
 //!
 //! Until the supervisor says that it serves, the mount is the caller's: if the caller is interrupted, or gone, nothing stays mounted.
 
@@ -36,6 +37,9 @@ use crate::run::{Alive, MountDir, RunDir};
 /// The hidden command that is the supervisor.
 pub const SUPERVISOR_COMMAND: &str = "__supervisor";
 
+/// Where systemd says that it waits.
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+
 /// A mount that serves.
 #[derive(Debug)]
 pub struct Started {
@@ -43,6 +47,7 @@ pub struct Started {
     pub pid: u32,
     /// Its folder in the run directory.
     pub mount: MountDir,
+    child: Child,
 }
 
 /// Why it does not serve. Nothing of it is left.
@@ -78,7 +83,7 @@ pub struct SupervisorArgs {
     /// The descriptor of the pipe to whoever waits for the mount to serve.
     #[arg(long, required_unless_present = "foreground")]
     pub ready_fd: Option<RawFd>,
-    /// Nobody waits but systemd.
+    /// It logs to standard error. Without a pipe, nobody waits but systemd.
     #[arg(long)]
     pub foreground: bool,
 }
@@ -117,6 +122,39 @@ pub fn start(plan: &MountPlan, foreground: bool, progress: &mut dyn FnMut(Progre
     start_program(&Program::own(), plan, interrupts.as_fd(), READY_SILENCE, progress)
 }
 
+/// Starts the mount of `plan` as a child that does not outlive this thread and says all that it has to say to `stderr`, and returns when it serves.
+pub fn start_attended(plan: &MountPlan, stderr: OwnedFd, interrupts: &Interrupts) -> Result<Started, StartError> {
+    let program = Program { attended: Some(stderr.into()), ..Program::own() };
+    start_program(&program, plan, interrupts.as_fd(), READY_SILENCE, &mut |_| {})
+}
+
+impl Started {
+    /// Stays with the supervisor until it ends; an interrupt asks it to. Calls `meanwhile` now and then, `every` so often at least.
+    pub fn attend(&mut self, interrupts: &Interrupts, every: Duration, meanwhile: &mut dyn FnMut()) -> io::Result<ExitStatus> {
+        let child = handle(&self.child)?;
+        loop {
+            let mut fds = [PollFd::new(&child, PollFlags::IN), PollFd::new(interrupts, PollFlags::IN)];
+            match poll(&mut fds, Some(&timespec(every))) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            if !fds[0].revents().is_empty() {
+                return self.child.wait();
+            }
+            if !fds[1].revents().is_empty() {
+                interrupts.take();
+                signal(&self.child, Signal::TERM)?;
+            }
+            meanwhile();
+        }
+    }
+}
+
+/// Whether systemd waits to hear from us.
+pub fn is_service() -> bool {
+    std::env::var_os(NOTIFY_SOCKET).is_some()
+}
+
 /// What the arguments of the hidden command stand for. Only once in a process, since it takes the descriptors.
 pub fn inherit(args: &SupervisorArgs) -> io::Result<Inherited> {
     let numbers = [Some(args.plan_fd), Some(args.alive_fd), args.ready_fd];
@@ -128,10 +166,10 @@ pub fn inherit(args: &SupervisorArgs) -> io::Result<Inherited> {
     let plan = MountPlan::read(take(args.plan_fd)?)?;
     let alive = take(args.alive_fd)?;
     let ready = match args.ready_fd {
-        Some(number) if !args.foreground => Ready::from_fd(take(number)?),
-        _ => Ready::foreground(),
+        Some(number) => Ready::from_fd(take(number)?),
+        None => Ready::foreground(),
     };
-    let mount = RunDir::open(&plan.run_dir)?.mount(&plan.id)?;
+    let mount = RunDir::open(&plan.mounting.run_dir)?.mount(&plan.mounting.id)?;
     let log = if args.foreground || stderr_is_journal() { Destination::Stderr } else { Destination::File(mount.log_path()) };
     // The program's file is called otherwise, since it was started by way of /proc/self/exe.
     let _only_a_name = rustix::thread::set_name(c"kitfs");
@@ -213,11 +251,13 @@ enum Said {
 struct Program {
     path: PathBuf,
     arguments: Vec<OsString>,
+    /// Whoever starts it stays, and hears here what it has to say.
+    attended: Option<File>,
 }
 
 impl Program {
     fn own() -> Self {
-        Self { path: "/proc/self/exe".into(), arguments: Vec::new() }
+        Self { path: "/proc/self/exe".into(), arguments: Vec::new(), attended: None }
     }
 
     /// The command, and the descriptors that it needs until it is started. Each of `passed` goes along as the value of its option.
@@ -230,10 +270,18 @@ impl Program {
             command.arg(option).arg(fd.as_raw_fd().to_string());
             kept.push(fd);
         }
+        if self.attended.is_some() {
+            command.arg("--foreground");
+        }
         let numbers: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+        let attended = self.attended.is_some();
         let prepare = move || {
             if own_session {
                 rustix::process::setsid()?;
+            }
+            if attended {
+                // One that dies before this is noticed at the pipe for readiness.
+                rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             }
             close_all_at_exec();
             for &number in &numbers {
@@ -263,14 +311,14 @@ fn start_program(
         let (ready, ready_of_child) = pipe_with(PipeFlags::CLOEXEC)?;
         let passed = [("--plan-fd", sealed.as_fd()), ("--ready-fd", ready_of_child.as_fd()), ("--alive-fd", alive.as_fd())];
         let (mut command, _kept) = program.command(&passed, true)?;
-        let log = if stderr_is_journal() {
-            io::stderr().as_fd().try_clone_to_owned()?
-        } else {
-            File::options().append(true).create(true).open(mount.log_path())?.into()
+        let log = match &program.attended {
+            Some(stderr) => stderr.try_clone()?,
+            None if stderr_is_journal() => io::stderr().as_fd().try_clone_to_owned()?.into(),
+            None => File::options().append(true).create(true).open(mount.log_path())?,
         };
         command.stdout(log.try_clone()?).stderr(log);
         // Readiness is told to us; systemd hears it when we return.
-        command.env_remove("NOTIFY_SOCKET");
+        command.env_remove(NOTIFY_SOCKET);
         Ok((command.spawn()?, ready))
     };
     let (mut child, ready) = match spawned() {
@@ -287,7 +335,7 @@ fn start_program(
         drop(alive);
         clear(&mount);
     }
-    outcome.map(|()| Started { pid: child.id(), mount })
+    outcome.map(|()| Started { pid: child.id(), mount, child })
 }
 
 fn become_supervisor(plan: &MountPlan) -> StartError {
@@ -306,7 +354,7 @@ fn become_supervisor(plan: &MountPlan) -> StartError {
 
 fn prepare(plan: &MountPlan) -> Result<(MountDir, Alive, OwnedFd), StartError> {
     let sealed = plan.seal().map_err(|error| cannot("seal the plan", &error))?;
-    let created = RunDir::open(&plan.run_dir).and_then(|run| run.create(&plan.id));
+    let created = RunDir::open(&plan.mounting.run_dir).and_then(|run| run.create(&plan.mounting.id));
     let (mount, alive) = created.map_err(|error| StartError {
         message: chain(&error),
         hint: Some("another run directory can be named with --run-dir".to_owned()),

@@ -18,6 +18,7 @@ use crate::admission::{
 use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::oci::IMAGE_MANIFEST;
+use crate::run::MountRecord;
 use crate::verify::{Unverified, Verified};
 
 /// One folder of `tests/fixtures/kits` or `tests/fixtures/hostile`, with the blobs of its layout.
@@ -222,4 +223,28 @@ pub(crate) fn tmpfs(at: &Path) {
 pub(crate) fn verified(media_type: &str, bytes: Bytes) -> Verified<Bytes> {
     let descriptor = Descriptor { media_type: media_type.into(), digest: Digest::of(Algorithm::Sha256, &bytes), size: bytes.len() as u64 };
     Unverified::new(bytes).verify(&descriptor).expect("its own digest")
+}
+
+/// The record of a mount that there is not.
+pub(crate) fn mount_record() -> MountRecord {
+    MountRecord {
+        id: "0".to_owned(),
+        mountpoint: "/nonexistent/kit".into(),
+        reference: "reg.example/acme/m:v1".to_owned(),
+        digest: format!("sha256:{}", "0".repeat(64)).parse().expect("digest"),
+        supervisor_pid: 10,
+        supervisor_version: None,
+        since: crate::run::now(),
+        cache_dir: "/var/cache/kitfs".into(),
+        device: (0, 52),
+        mount_id: 36,
+        log: "/run/kitfs/1/log".into(),
+        passthrough: None,
+        references: Vec::new(),
+        remote: Vec::new(),
+        access: crate::source::SourceOptions::default(),
+        admissions: Vec::new(),
+        audit: None,
+        settings: Default::default(),
+    }
 }

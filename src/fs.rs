@@ -23,7 +23,7 @@ use crate::fetch::{Failed, Fetcher, Standing, Wanted};
 use crate::index::{Index, Kind};
 use crate::kit::{KitLayer, LayerKind, Lineage};
 use crate::layer::{Archive, LayerSpec, RawFile};
-use crate::limits::OPEN_FILES_MAX;
+use crate::limits::{INDEX_RENEWALS, OPEN_FILES_MAX};
 use crate::node::NodeId;
 use crate::rehearsal;
 use crate::store::{Content, LayerState, Recall, Store, StoreError, VerifiedLayer};
@@ -448,10 +448,15 @@ impl Fs {
         }
     }
 
-    /// Has the index of a layer made anew from the layer's own files, or with the layer. Whoever asked gets an error meanwhile, the next one an answer.
+    /// Has the index of a layer made anew from the layer's own files, or with the layer. Whoever asked gets an error meanwhile, the next one an answer, but
+    /// not for ever.
     fn renew_index(&self, layer: &Digest) {
         let slots = (1..).zip(self.specs()).filter(|(_, spec)| spec.descriptor.digest == *layer);
         for (slot, spec) in slots {
+            if self.tree.index(slot).is_some_and(Index::is_spent) {
+                tracing::error!(%layer, times = INDEX_RENEWALS, "the index is damaged again and is not made anew any more: until a new mount, its names are errors");
+                continue;
+            }
             match self.store().map(|store| store.doubt(spec)) {
                 Ok(Ok(())) => {
                     let wanted = self.fetcher.want(slot);

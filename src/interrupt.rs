@@ -42,6 +42,12 @@ impl Interrupts {
         }
         Ok(interrupts)
     }
+
+    /// Forgets those that have come, so that the next one can be waited for.
+    pub fn take(&self) {
+        let mut bytes = [0; 64];
+        while rustix::io::read(&self.come, &mut bytes).is_ok_and(|length| length == bytes.len()) {}
+    }
 }
 
 impl AsFd for Interrupts {
@@ -122,6 +128,8 @@ mod tests {
         // SAFETY: the signal is caught.
         unsafe { libc::raise(libc::SIGHUP) };
         assert_eq!(come(10), 1);
+        interrupts.take();
+        assert_eq!(come(0), 0, "it was taken");
         drop(interrupts);
         drop(Interrupts::catch().expect("caught again"));
     }

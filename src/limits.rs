@@ -24,6 +24,9 @@ pub const TAR_EXTENSION_BYTES: u64 = 1 << 20;
 /// Entries of a layer, folders that only follow from names included. A node id has 24 bits for them (16.7 million); ImageNet has 1.4
 /// million.
 pub const LAYER_ENTRIES: u32 = 10_000_000;
+/// Times that a worker reads on in another index of a layer because the one before proved unreadable. Each stays mapped, 100 MB for a million entries, and its
+/// file keeps its blocks; and a disk that spoils more of them than this is not to be relied on.
+pub const INDEX_RENEWALS: usize = 8;
 
 // ---- inflate
 
@@ -159,6 +162,9 @@ pub const READ_AHEAD_KIB: u32 = 1024;
 
 /// Threads that take requests from the kernel, at least: one that reads from a slow disk must not stand before a `stat`.
 pub const LOOP_THREADS_MIN: usize = 4;
+/// How long `kitfs mount` shows bars while its worker neither fetches a layer nor has one in line: it writes down once in [`HOUSE_INTERVAL`] how they stand,
+/// and a worker that died has another one after it by then.
+pub const WATCH_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a worker looks for layers that nobody uses, and for progress to write down.
 pub const HOUSE_INTERVAL: Duration = Duration::from_secs(1);
 /// Threads that take requests from the kernel, at most: beyond it they only contend for the device.

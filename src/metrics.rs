@@ -183,7 +183,7 @@ impl Meter {
 
     /// A layer could not be had.
     pub fn failed(&self, class: &ErrorClass) {
-        self.0.errors.get_or_create(&[("class", name(class))]).inc();
+        self.0.errors.get_or_create(&[("class", class.code())]).inc();
     }
 
     /// What was counted so far. Mismatches and evictions are the store's to tell.
@@ -224,18 +224,6 @@ impl Meter {
 }
 
 const CLASSES: [&str; 7] = ["content", "refused", "missing", "denied", "stalled", "network", "disk"];
-
-fn name(class: &ErrorClass) -> &'static str {
-    match class {
-        ErrorClass::Content => "content",
-        ErrorClass::Refused => "refused",
-        ErrorClass::Missing => "missing",
-        ErrorClass::Denied => "denied",
-        ErrorClass::Stalled => "stalled",
-        ErrorClass::Network => "network",
-        ErrorClass::Disk(_) => "disk",
-    }
-}
 
 struct Looked(Look);
 
@@ -294,7 +282,7 @@ mod tests {
             ErrorClass::Network,
             ErrorClass::Disk(5),
         ];
-        assert_eq!(all.map(|class| name(&class)), CLASSES);
+        assert_eq!(all.map(ErrorClass::code), CLASSES);
     }
 
     #[test]

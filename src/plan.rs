@@ -34,16 +34,39 @@ use crate::source::SourceOptions;
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountPlan {
-    /// Names the mount in the run directory.
-    pub id: String,
-    /// Where it is mounted, absolute, symlinks resolved.
-    pub mountpoint: PathBuf,
+    /// What is not the kits'.
+    #[serde(flatten)]
+    pub mounting: Mounting,
     /// The reference as the user gave it, in canonical form.
     pub reference: String,
     /// The source that `mount` shows: `REF@digest`.
     pub shown_source: String,
     /// The manifest's digest.
     pub digest: Digest,
+    /// The manifest.
+    #[serde(with = "as_base64")]
+    pub manifest: Vec<u8>,
+    /// The config.
+    #[serde(with = "as_base64")]
+    pub config: Vec<u8>,
+    /// The kits that it refers to, in the order in which they were followed.
+    #[serde(default)]
+    pub references: Vec<PlannedKit>,
+    /// Datasets that live elsewhere, for `kitfs status`.
+    #[serde(default)]
+    pub remote: Vec<RemoteRecord>,
+    /// Why each of the kits was admitted, the root first.
+    #[serde(default)]
+    admissions: Vec<Admission>,
+}
+
+/// What of a plan is not the kits' but the mount's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mounting {
+    /// Names the mount in the run directory.
+    pub id: String,
+    /// Where it is mounted, absolute, symlinks resolved.
+    pub mountpoint: PathBuf,
     /// The run directory, which holds `<id>/`.
     pub run_dir: PathBuf,
     /// The cache.
@@ -66,21 +89,9 @@ pub struct MountPlan {
     pub selection: Selection,
     /// How the registry is spoken to.
     pub access: SourceOptions,
-    /// The manifest.
-    #[serde(with = "as_base64")]
-    pub manifest: Vec<u8>,
-    /// The config.
-    #[serde(with = "as_base64")]
-    pub config: Vec<u8>,
-    /// The kits that it refers to, in the order in which they were followed.
-    #[serde(default)]
-    pub references: Vec<PlannedKit>,
     /// Kits that stand for datasets are followed.
     #[serde(default)]
     pub include_remote: bool,
-    /// Datasets that live elsewhere, for `kitfs status`.
-    #[serde(default)]
-    pub remote: Vec<RemoteRecord>,
     /// Where what happens to the mount is recorded.
     #[serde(default)]
     pub audit: Option<AuditPlan>,
@@ -92,48 +103,6 @@ pub struct MountPlan {
     pub metrics: Option<Address>,
     /// Pretends that the kernel lacks something. No option sets it.
     #[serde(default)]
-    pub lacking: Lacking,
-    /// Why each of the kits was admitted, the root first.
-    #[serde(default)]
-    admissions: Vec<Admission>,
-}
-
-/// What of a plan is not the kits' but the mount's.
-#[derive(Debug, Clone)]
-pub struct Mounting {
-    /// See [`MountPlan::id`].
-    pub id: String,
-    /// See [`MountPlan::mountpoint`].
-    pub mountpoint: PathBuf,
-    /// See [`MountPlan::run_dir`].
-    pub run_dir: PathBuf,
-    /// See [`MountPlan::cache_dir`].
-    pub cache_dir: PathBuf,
-    /// See [`MountPlan::uid`].
-    pub uid: u32,
-    /// See [`MountPlan::gid`].
-    pub gid: u32,
-    /// See [`MountPlan::allow_other`].
-    pub allow_other: bool,
-    /// See [`MountPlan::no_passthrough`].
-    pub no_passthrough: bool,
-    /// See [`MountPlan::prefetch`].
-    pub prefetch: Prefetch,
-    /// See [`MountPlan::jobs`].
-    pub jobs: Option<u16>,
-    /// See [`MountPlan::selection`].
-    pub selection: Selection,
-    /// See [`MountPlan::access`].
-    pub access: SourceOptions,
-    /// See [`MountPlan::include_remote`].
-    pub include_remote: bool,
-    /// See [`MountPlan::audit`].
-    pub audit: Option<AuditPlan>,
-    /// See [`MountPlan::log_format`].
-    pub log_format: Option<Format>,
-    /// See [`MountPlan::metrics`].
-    pub metrics: Option<Address>,
-    /// See [`MountPlan::lacking`].
     pub lacking: Lacking,
 }
 
@@ -249,17 +218,17 @@ impl Prefetch {
 /// What was said of how a mount works, for `kitfs status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// See [`MountPlan::selection`].
+    /// See [`Mounting::selection`].
     pub selection: Selection,
-    /// See [`MountPlan::include_remote`].
+    /// See [`Mounting::include_remote`].
     pub include_remote: bool,
-    /// See [`MountPlan::prefetch`].
+    /// See [`Mounting::prefetch`].
     pub prefetch: Prefetch,
-    /// See [`MountPlan::jobs`].
+    /// See [`Mounting::jobs`].
     pub jobs: Option<u16>,
     /// See [`SourceOptions::connections`].
     pub connections: Option<u16>,
-    /// See [`MountPlan::allow_other`].
+    /// See [`Mounting::allow_other`].
     pub allow_other: bool,
     /// Where metrics are told.
     pub metrics: Option<String>,
@@ -285,33 +254,15 @@ impl MountPlan {
             PlannedKit { found, manifest, config }
         };
         let (manifest, config) = documents(&members[0]);
-        let Mounting { id, mountpoint, run_dir, cache_dir, uid, gid, allow_other, no_passthrough, prefetch, .. } = mounting;
-        let Mounting { jobs, selection, access, include_remote, audit, log_format, metrics, lacking, .. } = mounting;
         Self {
-            id,
-            mountpoint,
+            mounting,
             reference: root.reference.to_string(),
             shown_source: root.reference.with_digest(digest),
             digest,
-            run_dir,
-            cache_dir,
-            uid,
-            gid,
-            allow_other,
-            no_passthrough,
-            prefetch,
-            jobs,
-            selection,
-            access,
             manifest,
             config,
             references: ReferenceRecord::all(pinned).into_iter().zip(&members[1..]).map(planned).collect(),
-            include_remote,
             remote: RemoteRecord::all(pinned),
-            audit,
-            log_format,
-            metrics,
-            lacking,
             admissions: kits.admitted().iter().map(|admitted| admitted.admission().clone()).collect(),
         }
     }
@@ -319,12 +270,9 @@ impl MountPlan {
     /// A plan for tests of what only carries plans: of a kit that nobody admitted.
     #[cfg(test)]
     pub(crate) fn of_nothing() -> Self {
-        Self {
+        let mounting = Mounting {
             id: crate::run::new_id(),
             mountpoint: "/nonexistent/kit".into(),
-            reference: "reg.example/a:v1".to_owned(),
-            shown_source: "reg.example/a:v1".to_owned(),
-            digest: Digest::of(crate::digest::Algorithm::Sha256, b"{}"),
             run_dir: "/nonexistent".into(),
             cache_dir: "/nonexistent".into(),
             uid: 0,
@@ -335,15 +283,21 @@ impl MountPlan {
             jobs: None,
             selection: Selection::default(),
             access: SourceOptions::default(),
-            manifest: b"{}".to_vec(),
-            config: b"{}".to_vec(),
-            references: Vec::new(),
             include_remote: false,
-            remote: Vec::new(),
             audit: None,
             log_format: None,
             metrics: None,
             lacking: Lacking::default(),
+        };
+        Self {
+            mounting,
+            reference: "reg.example/a:v1".to_owned(),
+            shown_source: "reg.example/a:v1".to_owned(),
+            digest: Digest::of(crate::digest::Algorithm::Sha256, b"{}"),
+            manifest: b"{}".to_vec(),
+            config: b"{}".to_vec(),
+            references: Vec::new(),
+            remote: Vec::new(),
             admissions: Vec::new(),
         }
     }
@@ -360,7 +314,8 @@ impl MountPlan {
             part: "model".into(),
             path: ".".into(),
         };
-        Self {
+        let nothing = Self::of_nothing();
+        let mounting = Mounting {
             id: "0".into(),
             selection: Selection { filters: vec!["model:name".parse().expect("a filter")], ..Selection::default() },
             access: SourceOptions {
@@ -371,13 +326,17 @@ impl MountPlan {
                 connections: Some(2),
             },
             jobs: Some(3),
-            references: vec![PlannedKit { found, manifest: b"{}".to_vec(), config: b"{}".to_vec() }],
-            remote: vec![RemoteRecord { path: "far".into(), address: "s3://bucket".into() }],
             audit: Some(AuditPlan { path: "/audit".into(), best_effort: true }),
             log_format: Some(Format::Text),
             metrics: Some(Address::Unix("/metrics".into())),
+            ..nothing.mounting
+        };
+        Self {
+            mounting,
+            references: vec![PlannedKit { found, manifest: b"{}".to_vec(), config: b"{}".to_vec() }],
+            remote: vec![RemoteRecord { path: "far".into(), address: "s3://bucket".into() }],
             admissions: vec![crate::fixtures::admission("reg.example/a:v1", &["alice@example.com"])],
-            ..Self::of_nothing()
+            ..nothing
         }
     }
 

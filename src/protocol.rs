@@ -66,8 +66,17 @@ mod tests {
     #[test]
     fn what_passes_between_supervisor_and_worker_does_not_change_unnoticed() {
         let facts = facts();
-        assert!(recorded(PROTOCOL) == facts, "raise PROTOCOL and record it, supervisor and worker agree on this now:\n{facts}");
-        assert!((1..PROTOCOL).all(|number| recorded(number) != facts), "this protocol had another number");
+        assert!(are_same(&recorded(PROTOCOL), &facts), "raise PROTOCOL and record it, supervisor and worker agree on this now:\n{facts}");
+        assert!((1..PROTOCOL).all(|number| !are_same(&recorded(number), &facts)), "this protocol had another number");
+    }
+
+    /// In what order a plan has its keys is nothing that anybody relies on.
+    fn are_same(recorded: &str, facts: &str) -> bool {
+        let read = |line: &str| match line.strip_prefix("plan ") {
+            Some(plan) => serde_json::from_str(plan).expect("JSON"),
+            None => serde_json::Value::from(line),
+        };
+        recorded.lines().map(read).eq(facts.lines().map(read))
     }
 
     fn facts() -> String {

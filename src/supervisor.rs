@@ -7,12 +7,13 @@
 //! next. A plain SIGKILL is somebody else's doing; any other death was its own, and if a request was in a handler at two of those, that request is answered with
 //! an error from then on.
 
+mod deaths;
 mod program;
 mod session;
 mod trial;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use self::deaths::{Deaths, delay};
 use self::program::Program;
 use self::session::Mounted;
 pub use self::trial::{Trial, trial};
@@ -33,14 +35,13 @@ use crate::control::{FromSupervisor, FromWorker, Received};
 use crate::daemon::Ready;
 use crate::failure::chain;
 use crate::limits::{
-    HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, OWN_DEATHS_MAX, OWN_DEATHS_WINDOW, RESTART_DELAY_FIRST, RESTART_DELAY_MAX, START_LIMIT,
-    STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, SUSPECTS_MAX, UMOUNT_PATIENCE, UMOUNT_RETRY,
+    HEARTBEAT_SILENCE_TICKS, KILLED_PATIENCE, START_LIMIT, STARTS_BEFORE_READY_MAX, STOPPED_PATIENCE, UMOUNT_PATIENCE, UMOUNT_RETRY,
 };
 use crate::log::{self, Destination};
 use crate::metrics::{Address, Bound};
 use crate::mountinfo;
 use crate::page::{IoMode, Page};
-use crate::plan::{MountPlan, Settings};
+use crate::plan::{MountPlan, Mounting, Settings};
 use crate::protocol::Spoken;
 use crate::run::{self, Alive, MountDir, MountRecord, MountState, Phase};
 use crate::store::Held;
@@ -144,9 +145,7 @@ struct Supervisor<'a> {
     start_at: Instant,
     /// Starts in a row that did not come to serve.
     unready: u32,
-    own_deaths: Vec<Instant>,
-    /// How often a request was in a handler at a death of the kind that a request can cause.
-    suspects: HashMap<u64, u32>,
+    deaths: Deaths,
     ticks: Ticks,
     /// Nobody may wait: the mount is being taken down, or was, with files still open.
     stopping: bool,
@@ -176,13 +175,13 @@ impl<'a> Supervisor<'a> {
         let wake = Arc::new(wake);
         let requests = take_requests(dir, &wake).map_err(own("the socket for requests"))?;
         let bind = |address: &Address| address.bind().map_err(|source| SupervisorError::Metrics { address: address.clone(), source });
-        let metrics = plan.metrics.as_ref().map(bind).transpose()?;
+        let metrics = plan.mounting.metrics.as_ref().map(bind).transpose()?;
         if let Some(bound) = &metrics {
             tracing::info!(address = %bound.address, "metrics are told");
         }
         trail.begin()?;
-        let mounted =
-            session::mount(plan).map_err(|source| SupervisorError::Mount { mountpoint: plan.mountpoint.display().to_string(), source })?;
+        let mounted = session::mount(plan)
+            .map_err(|source| SupervisorError::Mount { mountpoint: plan.mounting.mountpoint.display().to_string(), source })?;
         let page = Page::create(mounted.agreed).inspect_err(|_| detach_unserved(plan, &mounted)).map_err(own("shared memory"))?;
         let now = Instant::now();
         let supervisor = Self {
@@ -204,8 +203,7 @@ impl<'a> Supervisor<'a> {
             held: BTreeMap::new(),
             start_at: now,
             unready: 0,
-            own_deaths: Vec::new(),
-            suspects: HashMap::new(),
+            deaths: Deaths::default(),
             ticks: Ticks { next: now + TICK, heartbeat: 0, rounds: 0, silent: 0 },
             stopping: false,
             detached: false,
@@ -223,7 +221,7 @@ impl<'a> Supervisor<'a> {
         loop {
             // Before a worker is started: it would find nothing to serve, end, and make room for the next one for ever.
             if self.is_gone() {
-                tracing::info!(mountpoint = %self.plan.mountpoint.display(), "unmounted");
+                tracing::info!(mountpoint = %self.plan.mounting.mountpoint.display(), "unmounted");
                 return Ok(());
             }
             self.start_worker_if_due();
@@ -251,7 +249,7 @@ impl<'a> Supervisor<'a> {
             if self.worker.as_ref().is_some_and(|worker| worker.ready)
                 && let Some(ready) = ready.take()
             {
-                let MountPlan { mountpoint, reference, digest, .. } = self.plan;
+                let MountPlan { mounting: Mounting { mountpoint, .. }, reference, digest, .. } = self.plan;
                 let passthrough = self.page.io_mode() == Some(IoMode::Passthrough);
                 tracing::info!(mountpoint = %mountpoint.display(), reference, %digest, passthrough, "mounted");
                 if let Err(error) = ready.ok() {
@@ -303,7 +301,7 @@ impl<'a> Supervisor<'a> {
         if self.worker.is_some() || Instant::now() < self.start_at {
             return;
         }
-        let begin = FromSupervisor::Begin { cautious: self.is_cautious(), stopping: self.stopping };
+        let begin = FromSupervisor::Begin { cautious: self.deaths.are_many(), stopping: self.stopping };
         let outlets = Outlets { log: self.log, metrics: self.metrics.as_ref() };
         let makings = Makings { program: self.program.next(), plan: self.plan, plan_fd: &self.plan_fd };
         match Worker::start(makings, outlets, &self.mounted, &self.page, &self.held, &begin) {
@@ -379,13 +377,10 @@ impl<'a> Supervisor<'a> {
         tracing::warn!(pid = worker.pid(), %death, ready = worker.ready, "worker ended, the next one goes on");
         let handled = self.page.take_handled();
         self.page.count_restart();
-        if death.is_own_fault() {
-            self.own_deaths.push(Instant::now());
+        for unique in self.deaths.note(death, handled) {
+            tracing::error!(unique, "request was being handled when two workers died, it is answered with an error");
+            self.page.poison(unique);
         }
-        if death.may_be_a_requests_fault() {
-            self.suspect(handled);
-        }
-        let cautious = self.is_cautious();
         self.start_at = Instant::now();
         if !worker.ready {
             self.unready += 1;
@@ -396,30 +391,10 @@ impl<'a> Supervisor<'a> {
             if !self.stopping || worker.began_stopping {
                 self.start_at += delay(self.unready);
             }
-        } else if cautious {
-            self.start_at += delay((self.own_deaths.len() + 1).saturating_sub(OWN_DEATHS_MAX) as u32);
+        } else {
+            self.start_at += self.deaths.pause();
         }
         self.write_state();
-    }
-
-    fn suspect(&mut self, handled: HashSet<u64>) {
-        if self.suspects.len() + handled.len() > SUSPECTS_MAX {
-            self.suspects.clear();
-        }
-        for unique in handled {
-            let times = self.suspects.entry(unique).or_default();
-            *times += 1;
-            if *times >= 2 {
-                self.suspects.remove(&unique);
-                tracing::error!(unique, "request was being handled when two workers died, it is answered with an error");
-                self.page.poison(unique);
-            }
-        }
-    }
-
-    fn is_cautious(&mut self) -> bool {
-        self.own_deaths.retain(|at| at.elapsed() < OWN_DEATHS_WINDOW);
-        self.own_deaths.len() >= OWN_DEATHS_MAX
     }
 
     fn tick(&mut self) {
@@ -515,7 +490,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn detach(&mut self, lazy: bool) -> Response {
-        let mountpoint = &self.plan.mountpoint;
+        let mountpoint = &self.plan.mounting.mountpoint;
         let failed = |error: &dyn std::fmt::Display| {
             tracing::error!(%error, mountpoint = %mountpoint.display(), "cannot detach");
             Response::Failed { message: format!("cannot unmount {}: {error}", mountpoint.display()) }
@@ -549,30 +524,30 @@ impl<'a> Supervisor<'a> {
 
     fn record(&self) -> MountRecord {
         MountRecord {
-            id: self.plan.id.clone(),
-            mountpoint: self.plan.mountpoint.clone(),
+            id: self.plan.mounting.id.clone(),
+            mountpoint: self.plan.mounting.mountpoint.clone(),
             reference: self.plan.reference.clone(),
             digest: self.plan.digest,
             supervisor_pid: std::process::id(),
             supervisor_version: Some(Spoken::own().version),
             since: self.since.clone(),
-            cache_dir: self.plan.cache_dir.clone(),
+            cache_dir: self.plan.mounting.cache_dir.clone(),
             device: self.mounted.number,
             mount_id: self.mounted.mount_id,
             log: self.dir.log_path(),
             passthrough: self.page.io_mode().map(|mode| mode == IoMode::Passthrough),
             references: self.plan.references.iter().map(|kit| kit.found.clone()).collect(),
             remote: self.plan.remote.clone(),
-            access: self.plan.access.clone(),
+            access: self.plan.mounting.access.clone(),
             admissions: self.plan.admissions().to_vec(),
-            audit: self.plan.audit.clone(),
+            audit: self.plan.mounting.audit.clone(),
             settings: Settings {
-                selection: self.plan.selection.clone(),
-                include_remote: self.plan.include_remote,
-                prefetch: self.plan.prefetch,
-                jobs: self.plan.jobs,
-                connections: self.plan.access.connections,
-                allow_other: self.plan.allow_other,
+                selection: self.plan.mounting.selection.clone(),
+                include_remote: self.plan.mounting.include_remote,
+                prefetch: self.plan.mounting.prefetch,
+                jobs: self.plan.mounting.jobs,
+                connections: self.plan.mounting.access.connections,
+                allow_other: self.plan.mounting.allow_other,
                 metrics: self.metrics.as_ref().map(|bound| bound.address.to_string()),
             },
         }
@@ -610,22 +585,7 @@ fn take_requests(dir: &MountDir, wake: &Arc<OwnedFd>) -> io::Result<Receiver<(Re
 
 /// After a failure right behind the mount call, which is what is reported.
 fn detach_unserved(plan: &MountPlan, mounted: &Mounted) {
-    if let Err(error) = umount::detach(&plan.mountpoint, mounted.mount_id, true) {
-        tracing::error!(%error, mountpoint = %plan.mountpoint.display(), "cannot detach");
-    }
-}
-
-fn delay(failures: u32) -> Duration {
-    RESTART_DELAY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(RESTART_DELAY_MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_before_a_restart_doubles_up_to_its_limit() {
-        let waits: Vec<u128> = [1, 2, 3, 6, 7, 1000].map(|failures| delay(failures).as_millis()).into();
-        assert_eq!(waits, [100, 200, 400, 3200, 5000, 5000]);
+    if let Err(error) = umount::detach(&plan.mounting.mountpoint, mounted.mount_id, true) {
+        tracing::error!(%error, mountpoint = %plan.mounting.mountpoint.display(), "cannot detach");
     }
 }

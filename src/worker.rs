@@ -135,7 +135,7 @@ fn serve(
     let plan = Arc::new(MountPlan::read(plan)?);
     let page = Page::open(page)?;
     let lineage = kits::lineage(&plan)?;
-    let store = match cache::open(&plan.cache_dir) {
+    let store = match cache::open(&plan.mounting.cache_dir) {
         // Nobody has served this mount yet: it does not come about.
         Err(error) if page.io_mode().is_none() => return Err(error.into()),
         store => store,
@@ -148,14 +148,14 @@ fn serve(
     let connect = {
         let (plan, meter) = (Arc::clone(&plan), meter.clone());
         Box::new(move |kit: usize| {
-            let source = crate::source::open(&places[kit], &plan.access)?;
+            let source = crate::source::open(&places[kit], &plan.mounting.access)?;
             let meter = meter.clone();
             Ok(crate::source::metered(source, Arc::new(move |bytes| meter.fetched(bytes))))
         })
     };
     let layers = lineage.layers.iter().enumerate().map(|(position, layer)| (layer.spec.clone(), lineage.owner(position)));
     let fetcher = Fetcher::new(store.clone(), layers.collect(), connect, meter.clone());
-    if let Some(jobs) = plan.jobs {
+    if let Some(jobs) = plan.mounting.jobs {
         fetcher.fetch_at_once(jobs);
     }
     let trail = Trail::new(&plan);
@@ -183,7 +183,7 @@ fn serve(
         let page = page.clone();
         Box::new(move |slot, checksum| page.agree_on_table(slot, checksum))
     };
-    let prefetch_model = plan.prefetch != Prefetch::None;
+    let prefetch_model = plan.mounting.prefetch != Prefetch::None;
     let fs = Fs::new(&lineage, plan.reference.clone(), store.clone(), Arc::clone(&fetcher), prefetch_model, ended, agree)?;
     filesystem.set(Arc::clone(&fs)).map_err(|_| "the filesystem is made once")?;
 
@@ -193,9 +193,9 @@ fn serve(
     waiters.stop(stopping);
 
     let device_for_replies = Device::new(device.try_clone()?);
-    let passthrough = decide_io_mode(&plan, &page, &device_for_replies, &plan.cache_dir) == IoMode::Passthrough;
+    let passthrough = decide_io_mode(&plan, &page, &device_for_replies, &plan.mounting.cache_dir) == IoMode::Passthrough;
     if has_store {
-        close_forgotten(&page, &device_for_replies, &plan.cache_dir);
+        close_forgotten(&page, &device_for_replies, &plan.mounting.cache_dir);
     }
     let shared = Arc::new(Shared {
         fs: Arc::clone(&fs),
@@ -203,8 +203,8 @@ fn serve(
         device: device_for_replies,
         page: page.clone(),
         control: Arc::clone(control),
-        uid: plan.uid,
-        gid: plan.gid,
+        uid: plan.mounting.uid,
+        gid: plan.mounting.gid,
         passthrough,
         opens_folders_itself: page.agreed().capabilities & InitFlags::FUSE_NO_OPENDIR_SUPPORT.bits() != 0,
         attributes: attributes(plan.admissions()),
@@ -214,7 +214,7 @@ fn serve(
     });
 
     let session = session(Adapter::new(Arc::clone(&shared)), &page.agreed(), device)?;
-    match RunDir::open(&plan.run_dir).and_then(|run| run.mount(&plan.id)) {
+    match RunDir::open(&plan.mounting.run_dir).and_then(|run| run.mount(&plan.mounting.id)) {
         Ok(dir) => {
             let ledger = Ledger { meter: meter.clone(), store: store.as_ref().ok().cloned(), page: page.clone() };
             let made = House::new(&fs, Arc::clone(&fetcher), lineage.layers.clone(), dir, ledger);
@@ -253,7 +253,7 @@ fn serve_without(session: Session<Adapter>, plan: &MountPlan, shared: &Shared) -
         let ended = ended.clone();
         move || drop(ended.send(session.run().map(|()| Served::ToTheEnd)))
     })?;
-    let dir = plan.cache_dir.clone();
+    let dir = plan.mounting.cache_dir.clone();
     spawn("cache", move || {
         cache::await_return(&dir);
         drop(ended.send(Ok(Served::UntilThereWasACache)));
@@ -266,7 +266,7 @@ fn serve_without(session: Session<Adapter>, plan: &MountPlan, shared: &Shared) -
 
 fn named(plan: &MountPlan) -> Named {
     let (reference, digest) = (plan.reference.clone(), plan.digest.to_string());
-    Named { reference, digest, mountpoint: plan.mountpoint.display().to_string() }
+    Named { reference, digest, mountpoint: plan.mounting.mountpoint.display().to_string() }
 }
 
 /// What somebody who asks for metrics is told beside the counters.
@@ -320,7 +320,7 @@ fn decide_io_mode(plan: &MountPlan, page: &Page, device: &Device, cache: &std::p
         return mode;
     }
     let offered = page.agreed().capabilities & InitFlags::FUSE_PASSTHROUGH.bits() != 0;
-    if plan.no_passthrough || !offered {
+    if plan.mounting.no_passthrough || !offered {
         return page.decide_io_mode(IoMode::Cached);
     }
     match try_passthrough(device, cache) {
@@ -389,7 +389,7 @@ fn session(adapter: Adapter, agreed: &Agreed, device: OwnedFd) -> io::Result<Ses
 
 /// Layers that are fetched before anybody asks, in manifest order.
 fn prefetched(plan: &MountPlan, layers: &[KitLayer], fs: &Fs) -> Vec<u16> {
-    let slots = plan.prefetch.of(layers).into_iter().filter_map(|position| u16::try_from(position + 1).ok());
+    let slots = plan.mounting.prefetch.of(layers).into_iter().filter_map(|position| u16::try_from(position + 1).ok());
     slots.filter(|&slot| matches!(fs.standing(slot), LayerStanding::Absent)).collect()
 }
 

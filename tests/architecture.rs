@@ -23,7 +23,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("x509_cert", &["signature"]),
     ("ed25519_dalek", &["signature"]),
     ("zstd_safe", &["inflate"]),
-    ("pem", &["policy"]),
+    ("pem", &["signature"]),
     ("prometheus_client", &["metrics"]),
     ("regex_automata", &["policy", "signature"]),
     ("regex_syntax", &["policy", "signature"]),

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use super::Question;
 use super::deciding::{Answer, AuthorityAnswer, AuthorityCase, PolicyAnswer, PolicyCase, SetCase};
 use super::docket::Seen;
 use super::input::{Facing, rfc3339, source};
@@ -11,7 +12,6 @@ use super::nearest::rank;
 use super::record::{Admission, Counted, DecidedPolicy, NamedRoot};
 use super::report::{AuthorityReport, CandidateReport, PolicyReport, ReasonReport, Report, SetReport, TimeReport};
 use super::rules::{Demand, DemandSigner};
-use super::{Question, report};
 use crate::digest::Digest;
 use crate::policy::Mode;
 use crate::policy::authority::Action;
@@ -51,7 +51,7 @@ impl Account<'_> {
             .ended
             .gaps
             .iter()
-            .map(|gap| ReasonReport { code: report::code_of(gap.class), message: format!("{}: {}", gap.what, gap.why) });
+            .map(|gap| ReasonReport { code: gap.class.code().to_owned(), message: format!("{}: {}", gap.what, gap.why) });
         let mut unread: Vec<ReasonReport> = unread.collect();
         unread.sort_by(|a, b| (&a.message, &a.code).cmp(&(&b.message, &b.code)));
         Report {

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::record::Admission;
-use crate::failure::ErrorClass;
 
 /// A decision, explained. The nearest miss stands first among the reasons.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -124,18 +123,4 @@ pub struct TimeReport {
     pub source: &'static str,
     /// RFC 3339, UTC.
     pub time: String,
-}
-
-/// The code of what could not be read for a trouble of this kind.
-pub(super) fn code_of(class: ErrorClass) -> String {
-    match class {
-        ErrorClass::Content => "content",
-        ErrorClass::Refused => "refused",
-        ErrorClass::Missing => "missing",
-        ErrorClass::Denied => "denied",
-        ErrorClass::Stalled => "stalled",
-        ErrorClass::Network => "network",
-        ErrorClass::Disk(_) => "disk",
-    }
-    .to_owned()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::roots::{DEFAULT, Root, Roots, RootsError};
 use crate::digest::Digest;
-use crate::policy::authority::{Action, Authority, Key, PemKind, Signer, Witness};
+use crate::policy::authority::{Action, Authority, Key, Signer, Witness};
 use crate::policy::host::HostFiles;
 use crate::policy::set::SetError;
 use crate::policy::shortcut::{Shortcut, ShortcutError};
@@ -348,12 +348,8 @@ impl Asking<'_, '_> {
     }
 
     fn key(&self, key: &Key) -> Result<PublicKey, RuleError> {
-        let read = match key.kind {
-            PemKind::PublicKey => PublicKey::from_der(&key.der),
-            PemKind::RsaPublicKey => PublicKey::from_pkcs1_der(&key.der),
-        };
         let (policy, authority) = self.names();
-        read.map(|read| read.only(key.hash)).map_err(|source| RuleError::Key { policy, authority, source })
+        PublicKey::of(&key.pem).map(|read| read.only(key.hash)).map_err(|source| RuleError::Key { policy, authority, source })
     }
 
     /// What a witness speaks of: in the root that it names, or in `first`, or in the default one.

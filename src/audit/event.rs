@@ -139,8 +139,8 @@ impl Subject {
     /// The mount of this plan.
     pub fn of(plan: &MountPlan) -> Self {
         Self {
-            mountpoint: plan.mountpoint.clone(),
-            mount_id: plan.id.clone(),
+            mountpoint: plan.mounting.mountpoint.clone(),
+            mount_id: plan.mounting.id.clone(),
             reference: plan.reference.clone(),
             digest: plan.digest,
             admissions: plan.admissions().to_vec(),

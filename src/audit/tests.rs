@@ -39,9 +39,9 @@ fn lines(path: &Path) -> Vec<Value> {
 
 fn plan(audit: Option<AuditPlan>) -> MountPlan {
     let mut plan = MountPlan::of_nothing();
-    (plan.reference, plan.mountpoint, plan.id) = (REFERENCE.into(), "/mnt/kit".into(), "0123".into());
+    (plan.reference, plan.mounting.mountpoint, plan.mounting.id) = (REFERENCE.into(), "/mnt/kit".into(), "0123".into());
     plan = plan.admitted_by(vec![admission(REFERENCE, &["alice"]), admission("reg.example/acme/base:v1", &["bob"])]);
-    plan.audit = audit;
+    plan.mounting.audit = audit;
     plan
 }
 

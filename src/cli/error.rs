@@ -162,6 +162,9 @@ pub(crate) enum CliError {
     /// An internal command was not started by kitfs itself.
     #[error("this command is only for kitfs itself")]
     Inherit(#[source] io::Error),
+    /// What belongs to staying with a mount failed.
+    #[error("cannot stay with the mount")]
+    Attend(#[source] io::Error),
     /// What was to be printed could not be.
     #[error("cannot write to stdout")]
     Output(#[source] io::Error),
@@ -210,6 +213,7 @@ impl CliError {
             | Self::Vsa(_)
             | Self::Runtime(_)
             | Self::Inherit(_)
+            | Self::Attend(_)
             | Self::Output(_)
             | Self::Json(_) => Exit::Failed,
         }
@@ -277,6 +281,7 @@ impl CliError {
             | Self::Run(_)
             | Self::Runtime(_)
             | Self::Inherit(_)
+            | Self::Attend(_)
             | Self::Output(_)
             | Self::Json(_) => Vec::new(),
         }

@@ -1,6 +1,6 @@
 //! Layers into the cache, with progress for whoever watches.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,11 +10,11 @@ use indicatif::{BinaryBytes, HumanDuration, MultiProgress, ProgressBar, Progress
 use super::Session;
 use super::error::CliError;
 use super::report::{self, escaped};
-use crate::kit::KitLayer;
+use crate::kit::{KitLayer, Lineage};
 use crate::layer::LayerKey;
 use crate::resolve::Pinned;
 use crate::source::Source;
-use crate::store::{LayerState, StoreError, VerifiedLayer};
+use crate::store::{LayerState, Store, StoreError, VerifiedLayer};
 
 /// What is done with a layer that has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +36,13 @@ pub(super) fn layers(
     alive: &dyn Fn(u64, u64),
 ) -> Result<Vec<VerifiedLayer>, CliError> {
     let (mut wanted, mut jobs) = (Vec::<&KitLayer>::new(), VecDeque::new());
-    for position in positions.iter().copied() {
-        let layer = &pinned.lineage.layers[position];
-        if !wanted.iter().any(|other| other.spec.key() == layer.spec.key()) {
-            wanted.push(layer);
-            jobs.push_back((layer, pinned.source_of(position)));
-        }
+    for (position, layer) in distinct(&pinned.lineage, positions) {
+        wanted.push(layer);
+        jobs.push_back((layer, pinned.source_of(position)));
     }
     let total = wanted.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
-    let mut display = Display::new(session, &wanted);
+    let bars = report::is_screen().then(bars);
+    let mut display = Display::new(&session.store, &wanted, bars);
     let mut outcomes = HashMap::new();
     let queue = Mutex::new(jobs);
     let (done, ended) = mpsc::channel();
@@ -66,7 +64,7 @@ pub(super) fn layers(
         loop {
             match ended.recv_timeout(LOOK_EVERY.saturating_sub(looked.elapsed())) {
                 Ok((key, outcome)) => {
-                    display.ended(&key, &outcome);
+                    display.ended(&key, outcome.as_ref().err().map(|error| error as _));
                     outcomes.insert(key, outcome);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -86,8 +84,20 @@ pub(super) fn layers(
     collect(&wanted, outcomes)
 }
 
+/// The layers at `positions`, each one once, with where it comes first.
+pub(super) fn distinct<'a>(lineage: &'a Lineage, positions: &[usize]) -> Vec<(usize, &'a KitLayer)> {
+    let mut seen = HashSet::new();
+    let layers = positions.iter().map(|&position| (position, &lineage.layers[position]));
+    layers.filter(|(_, layer)| seen.insert(layer.spec.key())).collect()
+}
+
+/// Bars for a screen.
+pub(super) fn bars() -> MultiProgress {
+    MultiProgress::with_draw_target(ProgressDrawTarget::stderr())
+}
+
 /// How often progress is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 fn one(session: &Session, layer: &KitLayer, source: &Arc<dyn Source>, until: Until) -> Result<VerifiedLayer, StoreError> {
     let verified = session.store.ensure(&layer.spec, source, session.runtime.handle())?;
@@ -125,8 +135,8 @@ fn label(layer: &KitLayer) -> String {
 /// Bars on a terminal, lines elsewhere.
 ///
 /// A layer has a bar for as long as it comes, and is a line when it is here: a kit can have more layers than a screen has lines.
-struct Display<'a> {
-    session: &'a Session,
+pub(super) struct Display<'a> {
+    store: &'a Store,
     /// Where bars are, if there is a screen.
     bars: Option<MultiProgress>,
     /// Layers that have not ended yet, with the bars of those of which something came.
@@ -140,27 +150,27 @@ struct Display<'a> {
 }
 
 impl<'a> Display<'a> {
-    fn new(session: &'a Session, layers: &[&'a KitLayer]) -> Self {
-        let bars = report::is_screen().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+    /// One of layers that are to come, each one once.
+    pub(super) fn new(store: &'a Store, layers: &[&'a KitLayer], bars: Option<MultiProgress>) -> Self {
         let waiting = layers.iter().map(|layer| (*layer, None)).collect();
         let total = layers.iter().map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
         let several = bars.as_ref().filter(|_| layers.len() > 1);
-        let is_here = |layer: &&&KitLayer| session.store.state(&layer.spec.key()) == LayerState::Cached;
+        let is_here = |layer: &&&KitLayer| store.state(&layer.spec.key()) == LayerState::Cached;
         let all = several.map(|bars| {
             let here = layers.iter().filter(is_here).map(|layer| layer.spec.descriptor.size).fold(0, u64::saturating_add);
             bars.add(bar(&format!("all {} layers", layers.len()), total, here))
         });
-        Self { session, bars, waiting, all, settled: 0, fetched: 0 }
+        Self { store, bars, waiting, all, settled: 0, fetched: 0 }
     }
 
     /// Brings the display up to date.
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         let (mut coming, mut began): (u64, bool) = (0, false);
         for (layer, bar) in &mut self.waiting {
             let key = layer.spec.key();
-            let state = self.session.store.state(&key);
+            let state = self.store.state(&key);
             let fetched = match state {
-                LayerState::Fetching => self.session.store.progress(&key).map_or(0, |progress| progress.fetched),
+                LayerState::Fetching => self.store.progress(&key).map_or(0, |progress| progress.fetched),
                 // It is being written to disk still.
                 LayerState::Cached => layer.spec.descriptor.size,
                 LayerState::Absent => 0,
@@ -183,18 +193,24 @@ impl<'a> Display<'a> {
         self.all.iter().for_each(|all| if began { begin(all, self.fetched) } else { all.set_position(self.fetched) });
     }
 
-    fn ended(&mut self, key: &LayerKey, outcome: &Result<VerifiedLayer, StoreError>) {
+    /// Layers that have not ended yet.
+    pub(super) fn waiting(&self) -> Vec<&'a KitLayer> {
+        self.waiting.iter().map(|(layer, _)| *layer).collect()
+    }
+
+    /// Nothing more is to come of a layer: it is here, or failed.
+    pub(super) fn ended(&mut self, key: &LayerKey, failed: Option<&dyn std::fmt::Display>) {
         let Some(position) = self.waiting.iter().position(|(layer, _)| layer.spec.key() == *key) else { return };
         let (layer, bar) = self.waiting.swap_remove(position);
         let size = layer.spec.descriptor.size;
-        if outcome.is_ok() {
+        if failed.is_none() {
             self.settled = self.settled.saturating_add(size);
         }
         bar.iter().for_each(ProgressBar::finish_and_clear);
         if self.waiting.is_empty() {
             self.all.iter().for_each(ProgressBar::finish_and_clear);
         }
-        let became = outcome.as_ref().map_or_else(ToString::to_string, |_| "in the cache".to_owned());
+        let became = failed.map_or_else(|| "in the cache".to_owned(), ToString::to_string);
         let line = format!("{} {} ({}): {became}", key.digest, label(layer), BinaryBytes(size));
         match &self.bars {
             Some(bars) => bars.suspend(|| report::note(&line)),

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::fetch::{self, Until};
 use super::report::{self, Exit};
 use super::trusting::{Records, Trust};
-use super::{Session, reference, umount};
+use super::{Session, attend, reference, umount};
 use crate::audit::{Attempt, Purpose};
 use crate::daemon::{self, Progress, Ready};
 use crate::digest::Digest;
@@ -19,7 +19,7 @@ use crate::gate::{Gate, Search};
 use crate::index::Index;
 use crate::kit::Lineage;
 use crate::metrics::Address;
-use crate::plan::{MountPlan, Mounting};
+use crate::plan::{MountPlan, Mounting, Prefetch};
 use crate::preflight::Preflight;
 use crate::store::VerifiedLayer;
 use crate::tree::TreeError;
@@ -81,16 +81,23 @@ pub(super) fn run(arguments: &Mount) -> Result<Exit, CliError> {
         lacking: rehearsal::lacking(),
     };
     let plan = MountPlan::new(&kits, mounting);
+    // Whoever started a service wants its main process to be the mount's.
+    if arguments.foreground && report::is_screen() && !daemon::is_service() {
+        return attend::run(&plan, &pinned.lineage, &session.store, || drop(shared));
+    }
     // What the supervisor still waits for is here already, so there is no more to show.
-    daemon::start(&plan, arguments.foreground, &mut |_| {})?;
+    let started = daemon::start(&plan, arguments.foreground, &mut |_| {})?;
     drop(shared);
+    if !arguments.wait && arguments.prefetch == Prefetch::All && report::is_screen() {
+        attend::watch(&plan, &started.mount, &pinned.lineage, &session.store);
+    }
     if arguments.wait {
         // The worker fetches the same, and each layer is fetched by one of the two, so that the other only looks on.
         let waited_for = arguments.prefetch.of(&pinned.lineage.layers);
         fetch::layers(&session, pinned, &waited_for, Until::Usable, &|_, _| {}).inspect_err(|_| {
             report::warning(&format!(
                 "{} is mounted all the same; what did not come is tried again when it is opened",
-                plan.mountpoint.display()
+                plan.mounting.mountpoint.display()
             ));
         })?;
         session.warn_if_over_limit();

@@ -69,6 +69,11 @@ pub(crate) fn note(text: &str) {
     say(&escaped(text));
 }
 
+/// Passes on what another process of kitfs has said, which has escaped it.
+pub(crate) fn line(text: &str) {
+    say(text);
+}
+
 /// Whether stderr is a terminal on which lines can be written over.
 pub(crate) fn is_screen() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

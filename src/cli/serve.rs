@@ -9,7 +9,7 @@ use crate::{log, supervisor, worker};
 /// Is the supervisor until its mount is gone.
 pub(super) fn supervisor(arguments: &SupervisorArgs) -> Result<Exit, CliError> {
     let inherited = daemon::inherit(arguments).map_err(CliError::Inherit)?;
-    log::init(&inherited.log, inherited.plan.log_format).map_err(CliError::Inherit)?;
+    log::init(&inherited.log, inherited.plan.mounting.log_format).map_err(CliError::Inherit)?;
     let served = supervisor::run(&inherited.plan, &inherited.mount, &inherited.log, inherited.alive, inherited.ready);
     log::finish();
     match served {

@@ -15,7 +15,7 @@ impl Stage {
     fn new() -> Self {
         let home = tempfile::tempdir().expect("folder");
         let mut plan = MountPlan::of_nothing();
-        (plan.run_dir, plan.cache_dir) = (home.path().join("run"), home.path().join("cache"));
+        (plan.mounting.run_dir, plan.mounting.cache_dir) = (home.path().join("run"), home.path().join("cache"));
         let (interrupts, interrupt) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
         Self { home, plan, interrupts, interrupt }
     }
@@ -23,13 +23,13 @@ impl Stage {
     /// Starts a supervisor that is a shell script; the numbers of its descriptors are in `$PLAN`, `$READY` and `$ALIVE`.
     fn start(&self, script: &str, silence: Duration, progress: &mut dyn FnMut(Progress)) -> Result<Started, StartError> {
         let script = format!("PLAN=$3 READY=$5 ALIVE=$7; say() {{ printf '%s\\n' \"$1\" >/proc/self/fd/$READY; }}\n{script}");
-        let program = Program { path: "/bin/sh".into(), arguments: ["-c", &script, "sh"].map(OsString::from).to_vec() };
+        let program = Program { path: "/bin/sh".into(), arguments: ["-c", &script, "sh"].map(OsString::from).to_vec(), attended: None };
         start_program(&program, &self.plan, self.interrupts.as_fd(), silence, progress)
     }
 
     fn fail(&self, script: &str, silence: Duration) -> StartError {
         let error = self.start(script, silence, &mut |_| {}).expect_err("it does not serve");
-        assert!(std::fs::read_dir(&self.plan.run_dir).expect("run directory").next().is_none(), "something is left");
+        assert!(std::fs::read_dir(&self.plan.mounting.run_dir).expect("run directory").next().is_none(), "something is left");
         error
     }
 }
@@ -57,7 +57,7 @@ fn a_supervisor_that_serves_has_the_plan_and_the_lock_and_nothing_else() {
     assert_eq!(numbers(lines[1]), numbers(lines[2]), "no other descriptor");
     assert_eq!(lines[3], "/");
     assert_eq!((lines[4], lines[5]), (started.pid.to_string().as_str(), started.pid.to_string().as_str()), "its own session");
-    assert_eq!(serde_json::from_str::<MountPlan>(lines[6]).expect("plan").id, stage.plan.id);
+    assert_eq!(serde_json::from_str::<MountPlan>(lines[6]).expect("plan").mounting.id, stage.plan.mounting.id);
     assert!(started.mount.is_alive().expect("known"), "the supervisor holds the lock now");
     assert_eq!(std::fs::read_to_string(started.mount.log_path()).expect("log"), "to the log\n");
     let pid = Pid::from_raw(started.pid as i32).expect("pid");
@@ -155,13 +155,13 @@ fn a_supervisor_learns_that_nobody_waits_any_more() {
 #[test]
 fn what_was_passed_is_taken_once_and_not_passed_on() {
     let stage = Stage::new();
-    let (mount, alive) = RunDir::open(&stage.plan.run_dir).expect("run directory").create(&stage.plan.id).expect("made");
+    let (mount, alive) = RunDir::open(&stage.plan.mounting.run_dir).expect("run directory").create(&stage.plan.mounting.id).expect("made");
     let sealed = stage.plan.seal().expect("sealed");
     let (_ours, theirs) = pipe_with(PipeFlags::empty()).expect("pipe");
     let pass = |fd: OwnedFd| std::os::fd::IntoRawFd::into_raw_fd(fd);
     let args = SupervisorArgs { plan_fd: pass(sealed), alive_fd: pass(alive), ready_fd: Some(pass(theirs)), foreground: false };
     let inherited = inherit(&args).expect("all there");
-    assert_eq!((inherited.plan.id.as_str(), inherited.log), (mount.id(), Destination::File(mount.log_path())));
+    assert_eq!((inherited.plan.mounting.id.as_str(), inherited.log), (mount.id(), Destination::File(mount.log_path())));
     for fd in [inherited.alive.as_fd(), inherited.ready.pipe.as_ref().expect("a pipe").as_fd()] {
         assert_eq!(fcntl_getfd(fd).expect("open"), FdFlags::CLOEXEC);
     }

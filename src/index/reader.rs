@@ -13,7 +13,7 @@ use memmap2::{Advice, Mmap};
 use super::format::{BLOCK, DATA, DataRecord, HEADER, Header, Layout, RECORD, Record};
 use super::{Entry, FileFacts, IndexError, Kind, Segment};
 use crate::digest::Digest;
-use crate::limits::{LAYER_ENTRIES, PATH_DEPTH};
+use crate::limits::{INDEX_RENEWALS, LAYER_ENTRIES, PATH_DEPTH};
 use crate::path::{RelPath, is_component};
 use crate::rehearsal::step;
 
@@ -59,14 +59,25 @@ impl Index {
     }
 
     /// From now on reads names and entries from `other`, if some of this one proved unreadable and the two say the same. Whoever has borrowed from this
-    /// one, or has a clone of it, need not know.
+    /// one, or has a clone of it, need not know. For the sake of who has borrowed, all that it was read from before stay mapped; so this is done
+    /// [`INDEX_RENEWALS`] times.
     pub fn renew(&self, other: &Self) {
         let last = self.0.last();
         let same = last.header.table_checksum == other.table_checksum() && last.header.entries == other.len();
-        if last.failing.load(atomic::Ordering::Relaxed) && same && !std::ptr::eq(last, &raw const *other.0.last()) {
+        let another = !std::ptr::eq(last, &raw const *other.0.last());
+        if last.failing.load(atomic::Ordering::Relaxed) && same && another && self.renewals() < INDEX_RENEWALS {
             // Another thread may have been faster with one that is as good.
             let _as_good = last.renewed.set(other.clone());
         }
+    }
+
+    /// True if it was renewed as often as it may be, and proved unreadable all the same.
+    pub fn is_spent(&self) -> bool {
+        self.renewals() >= INDEX_RENEWALS && self.0.last().failing.load(atomic::Ordering::Relaxed)
+    }
+
+    fn renewals(&self) -> usize {
+        self.0.all().skip(1).count()
     }
 
     /// How many entries there are, the root included.
@@ -276,7 +287,12 @@ impl Iterator for Segments<'_> {
 impl Mapped {
     /// This one, or the one that it was renewed by last.
     fn last(&self) -> &Self {
-        std::iter::successors(Some(self), |mapped| mapped.renewed.get().map(|next| &*next.0)).last().unwrap_or(self)
+        self.all().last().unwrap_or(self)
+    }
+
+    /// This one and those that it was renewed by, each by the next.
+    fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |mapped| mapped.renewed.get().map(|next| &*next.0))
     }
 
     /// A fixed record and what must hold in every index, so that whoever goes on from it needs no checks of his own.

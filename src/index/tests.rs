@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::format::{BLOCK, DATA, DataRecord, HEADER, Header, Layout, RECORD, Record};
 use super::*;
 use crate::digest::Algorithm;
+use crate::limits::INDEX_RENEWALS;
 
 const FACTS: FileFacts = FileFacts { size: 0, mode: 0o444, ctime_sec: 1, ctime_nsec: 2 };
 
@@ -253,6 +254,31 @@ fn answers(index: &Index) -> Vec<Result<String, IndexError>> {
 fn right() -> &'static [Result<String, IndexError>] {
     static RIGHT: OnceLock<Vec<Result<String, IndexError>>> = OnceLock::new();
     RIGHT.get_or_init(|| answers(&Index::map(&with(sample()), &layer()).expect("good")))
+}
+
+#[test]
+fn an_index_that_is_damaged_again_and_again_is_renewed_so_often_and_no_more() {
+    let mut spoiled = sample().to_vec();
+    let Header { entries, names_size, data_files, .. } = Header::decode(sample()).expect("good");
+    let layout = Layout::new(entries, names_size, data_files).expect("good");
+    spoiled[layout.entries.start as usize + 1] ^= 1;
+    let map = |bytes: &[u8]| Index::map(&with(bytes), &layer()).expect("its header is good");
+    let renewed = |times: usize| {
+        let index = map(&spoiled);
+        for _ in 0..times {
+            assert!(index.entry(0).is_err() && !index.is_spent());
+            index.renew(&map(&spoiled));
+        }
+        assert!(!index.is_spent(), "nobody has looked at the last one");
+        assert!(index.entry(0).is_err());
+        index
+    };
+    let index = renewed(INDEX_RENEWALS - 1);
+    index.renew(&map(sample()));
+    assert!(index.entry(0).is_ok() && !index.is_spent());
+    let index = renewed(INDEX_RENEWALS);
+    index.renew(&map(sample()));
+    assert!(index.entry(0).is_err() && index.is_spent());
 }
 
 /// Makes every checksum right again, as somebody would who wants to be believed.

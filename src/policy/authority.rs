@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::name::Name;
 use super::rego::Rule;
-use crate::signature::{Hash, Identity};
+use crate::signature::{Hash, Identity, PemKey};
 
 /// One of those of a policy that are enough.
 #[derive(Debug, Clone)]
@@ -41,43 +41,10 @@ pub enum Signer {
 /// A public key, not looked into yet: a key of a kind that is refused is well-formed, and found unmet by name when it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// As it was written.
-    pub pem: String,
-    /// What its first line says that it is.
-    pub kind: PemKind,
-    /// What stands between the lines, decoded.
-    pub der: Vec<u8>,
+    /// The key.
+    pub pem: PemKey,
     /// The only hash that counts.
     pub hash: Option<Hash>,
-}
-
-/// What a PEM block says that it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PemKind {
-    /// `PUBLIC KEY`: a SubjectPublicKeyInfo.
-    PublicKey,
-    /// `RSA PUBLIC KEY`: PKCS#1.
-    RsaPublicKey,
-}
-
-/// Why a text is no public key.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// It is no PEM, or more than one block.
-    #[error("not a public key in PEM: {0}")]
-    Pem(String),
-    /// It is not exactly one block.
-    #[error("{0} PEM blocks, expected one")]
-    Blocks(usize),
-    /// There is something beside the block.
-    #[error("there is text beside the PEM block")]
-    Beside,
-    /// It is another thing.
-    #[error("a PEM block `{0}`, expected `PUBLIC KEY`")]
-    Kind(String),
-    /// There is nothing in it.
-    #[error("the PEM block is empty")]
-    Empty,
 }
 
 /// Certificates of a CA of a trust root.
@@ -152,27 +119,6 @@ pub(super) fn predicate_type(text: &str) -> Option<String> {
     short.or_else(|| is_uri.then(|| text.to_owned()))
 }
 
-impl Key {
-    /// Takes a public key in PEM, and nothing beside it.
-    pub fn new(text: &str, hash: Option<Hash>) -> Result<Self, KeyError> {
-        let blocks = pem::parse_many(text).map_err(|error| KeyError::Pem(error.to_string()))?;
-        let [block] = &blocks[..] else { return Err(KeyError::Blocks(blocks.len())) };
-        let bare = text.trim();
-        if !bare.starts_with("-----BEGIN ") || !bare.ends_with("-----") || bare.matches("-----BEGIN ").count() != 1 {
-            return Err(KeyError::Beside);
-        }
-        let kind = match block.tag() {
-            "PUBLIC KEY" => PemKind::PublicKey,
-            "RSA PUBLIC KEY" => PemKind::RsaPublicKey,
-            other => return Err(KeyError::Kind(other.to_owned())),
-        };
-        if block.contents().is_empty() {
-            return Err(KeyError::Empty);
-        }
-        Ok(Self { pem: text.to_owned(), kind, der: block.contents().to_vec(), hash })
-    }
-}
-
 impl Format {
     /// Both, by the names that policies have for them.
     pub(super) const NAMES: [(&str, Self); 2] = [("bundle", Self::Bundle), ("legacy", Self::Legacy)];
@@ -194,31 +140,6 @@ impl Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEAMd30l3LdAhWd9PDHnMpwJcaMJpD\nqwZzM97kqlTjvQOxJN9hmO3ERrnJs5HmPzLFRqB44XsHPMhi3sCOxS3n9w==\n-----END PUBLIC KEY-----\n";
-
-    #[test]
-    fn a_key_is_one_pem_block_and_nothing_beside() {
-        let key = Key::new(KEY, None).expect("a key");
-        assert_eq!((key.kind, key.der.len()), (PemKind::PublicKey, 91));
-        assert_eq!(Key::new(&format!("\n  {KEY}\n\n"), None).expect("a key").der, key.der);
-        let relabelled = |label: &str| KEY.replace("PUBLIC KEY", label);
-        assert_eq!(Key::new(&relabelled("RSA PUBLIC KEY"), None).expect("a label").kind, PemKind::RsaPublicKey);
-        for (text, expected) in [
-            (String::new(), KeyError::Blocks(0)),
-            ("awskms:///alias/x".to_owned(), KeyError::Blocks(0)),
-            (format!("{KEY}{KEY}"), KeyError::Blocks(2)),
-            (format!("{KEY}x"), KeyError::Beside),
-            (format!("x\n{KEY}"), KeyError::Beside),
-            (relabelled("EC PRIVATE KEY"), KeyError::Kind("EC PRIVATE KEY".into())),
-            (relabelled("CERTIFICATE"), KeyError::Kind("CERTIFICATE".into())),
-            ("-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n".to_owned(), KeyError::Empty),
-        ] {
-            assert_eq!(Key::new(&text, None).expect_err(&text), expected);
-        }
-        assert!(matches!(Key::new(&KEY.replace("MFkw", "MF!w"), None), Err(KeyError::Pem(_))));
-        assert!(matches!(Key::new(&KEY.replace("END PUBLIC", "END PRIVATE"), None), Err(KeyError::Pem(_))));
-    }
 
     #[test]
     fn predicate_types_are_uris_or_short_names() {

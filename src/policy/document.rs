@@ -5,14 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use super::authority::{Action, Attestation, Authority, Format, Key, KeyError, Keyless, Signer, Witness, predicate_type};
+use super::authority::{Action, Attestation, Authority, Format, Key, Keyless, Signer, Witness, predicate_type};
 use super::images::{Glob, GlobError};
 use super::name::{Name, NameError};
 use super::rego::{Place, RegoError, Rule};
 use super::yaml::{self, Node, Value, YamlError};
 use crate::digest::{Algorithm, Digest};
 use crate::limits;
-use crate::signature::{ExpressionError, Hash, Identity, Matcher};
+use crate::signature::{ExpressionError, Hash, Identity, Matcher, PemError, PemKey};
 
 /// One policy.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ pub enum FieldError {
     Expression(#[from] ExpressionError),
     /// It is no key.
     #[error(transparent)]
-    Key(#[from] KeyError),
+    Key(#[from] PemError),
     /// It is no repository.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -306,7 +306,8 @@ fn key(field: Field<'_>) -> Result<Key, DocumentError> {
     let members = field.members(&["data", "hashAlgorithm"])?;
     let data = members.required("data")?;
     let hash = members.get("hashAlgorithm").map(|hash| hash.word(&Hash::NAMES)).transpose()?;
-    Key::new(data.text()?, hash).map_err(|error| data.error(error))
+    let pem = PemKey::read(data.text()?).map_err(|error| data.error(error))?;
+    Ok(Key { pem, hash })
 }
 
 fn keyless(field: Field<'_>) -> Result<Keyless, DocumentError> {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::authority::{Attestation, Authority, Key, KeyError, Keyless, Signer, Witness, predicate_type};
+use super::authority::{Attestation, Authority, Key, Keyless, Signer, Witness, predicate_type};
 use super::document::{Mode, Policy};
 use super::images::Glob;
 use super::rego::{Place, RegoError, Rule};
 use crate::digest::{Algorithm, Digest};
-use crate::signature::{ExpressionError, Identity, Matcher};
+use crate::signature::{ExpressionError, Identity, Matcher, PemError, PemKey};
 
 /// What was typed, with files read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub enum ShortcutError {
     Elsewhere(String),
     /// The key is no key.
     #[error("`--key`")]
-    Key(#[source] KeyError),
+    Key(#[source] PemError),
     /// An annotation is no pair.
     #[error("the annotation `{0}` is not KEY=VALUE")]
     Annotation(String),
@@ -104,7 +104,7 @@ impl Shortcut {
         let signer = match (&self.key, keyless) {
             (Some(_), true) => return Err(ShortcutError::Both),
             (None, false) => return Err(ShortcutError::Nobody),
-            (Some(key), false) => Signer::Key(Key::new(key, None).map_err(ShortcutError::Key)?),
+            (Some(key), false) => Signer::Key(Key { pem: PemKey::read(key).map_err(ShortcutError::Key)?, hash: None }),
             (None, true) => {
                 let subject = wanted("--certificate-identity", self.identity.as_deref(), self.identity_regexp.as_deref())?;
                 let issuer = wanted("--certificate-oidc-issuer", self.issuer.as_deref(), self.issuer_regexp.as_deref())?;
@@ -263,7 +263,7 @@ mod tests {
                 Shortcut { issuer: None, issuer_regexp: some(""), ..by_identity() },
                 E::Expression("--certificate-oidc-issuer", ExpressionError::Empty),
             ),
-            (Shortcut { key: some("x"), ..Shortcut::default() }, E::Key(KeyError::Blocks(0))),
+            (Shortcut { key: some("x"), ..Shortcut::default() }, E::Key(PemError::Blocks(0))),
             (Shortcut { ignore_log: true, ..by_identity() }, E::IgnoreLog),
             (Shortcut { annotations: vec!["stage".into()], ..by_key() }, E::Annotation("stage".into())),
             (Shortcut { annotations: vec!["=x".into()], ..by_key() }, E::Annotation("=x".into())),

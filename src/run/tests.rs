@@ -1,4 +1,5 @@
 use super::*;
+use crate::fixtures;
 use std::os::unix::fs::PermissionsExt;
 
 fn run_dir() -> (tempfile::TempDir, RunDir) {
@@ -15,26 +16,7 @@ fn let_go(mount: &MountDir) {
 }
 
 fn record(id: &str) -> MountRecord {
-    MountRecord {
-        id: id.to_owned(),
-        mountpoint: "/nonexistent/kit".into(),
-        reference: "reg.example/acme/m:v1".to_owned(),
-        digest: format!("sha256:{}", "0".repeat(64)).parse().expect("digest"),
-        supervisor_pid: 10,
-        supervisor_version: None,
-        since: now(),
-        cache_dir: "/var/cache/kitfs".into(),
-        device: (0, 52),
-        mount_id: 36,
-        log: "/run/kitfs/1/log".into(),
-        passthrough: None,
-        references: Vec::new(),
-        remote: Vec::new(),
-        access: crate::source::SourceOptions::default(),
-        admissions: Vec::new(),
-        audit: None,
-        settings: Default::default(),
-    }
+    MountRecord { id: id.to_owned(), ..fixtures::mount_record() }
 }
 
 #[test]

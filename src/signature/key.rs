@@ -10,6 +10,7 @@ use x509_cert::der::asn1::{BitString, Null, ObjectIdentifier, UintRef};
 use x509_cert::der::{Decode as _, Encode as _, Reader as _, SliceReader};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef};
 
+use super::pem_key::{PemError, PemKey, PemKind};
 use crate::digest::{Algorithm, Digest};
 use crate::limits;
 
@@ -56,7 +57,7 @@ pub enum KeyError {
     Size(usize),
     /// It is not one PEM block `PUBLIC KEY` and nothing else.
     #[error("not one PEM block `PUBLIC KEY` (as in `cosign.pub`) and nothing else")]
-    Pem(#[source] Option<sigstore_verify::types::Error>),
+    Pem(#[source] Option<PemError>),
     /// What is in the PEM block is no public key.
     #[error("the PEM block holds no public key")]
     Der(#[source] x509_cert::spki::Error),
@@ -65,18 +66,23 @@ pub enum KeyError {
 impl PublicKey {
     /// Reads a key as `cosign.pub` holds it.
     pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
-        const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
-        const END: &str = "-----END PUBLIC KEY-----";
         if text.len() > limits::KEY_BYTES {
             return Err(KeyError::Size(text.len()));
         }
-        let text = str::from_utf8(text).map_err(|_| KeyError::Pem(None))?.trim();
-        // The PEM reader looks for the first block in any text.
-        if !text.starts_with(BEGIN) || !text.ends_with(END) || text.matches("-----BEGIN").count() != 1 {
-            return Err(KeyError::Pem(None));
+        match PemKey::read(str::from_utf8(text).map_err(|_| KeyError::Pem(None))?) {
+            Ok(key) if key.kind == PemKind::PublicKey => Self::of(&key),
+            Err(PemError::Empty) => Self::from_der(&[]),
+            Err(error @ PemError::Pem(_)) => Err(KeyError::Pem(Some(error))),
+            Ok(_) | Err(_) => Err(KeyError::Pem(None)),
         }
-        let spki = DerPublicKey::from_pem(text).map_err(|error| KeyError::Pem(Some(error)))?;
-        Self::from_spki(spki).map_err(KeyError::Der)
+    }
+
+    /// Takes a key that was read.
+    pub fn of(key: &PemKey) -> Result<Self, KeyError> {
+        match key.kind {
+            PemKind::PublicKey => Self::from_der(&key.der),
+            PemKind::RsaPublicKey => Self::from_pkcs1_der(&key.der),
+        }
     }
 
     /// Takes a key as a certificate holds it.
@@ -87,12 +93,12 @@ impl PublicKey {
     }
 
     /// Takes a key in DER: a SubjectPublicKeyInfo, as in a PEM block `PUBLIC KEY`.
-    pub fn from_der(der: &[u8]) -> Result<Self, KeyError> {
+    pub(super) fn from_der(der: &[u8]) -> Result<Self, KeyError> {
         Self::from_spki(der.to_vec().into()).map_err(KeyError::Der)
     }
 
     /// Takes an RSA key in DER: an RSAPublicKey of PKCS#1, as in a PEM block `RSA PUBLIC KEY`.
-    pub fn from_pkcs1_der(der: &[u8]) -> Result<Self, KeyError> {
+    pub(super) fn from_pkcs1_der(der: &[u8]) -> Result<Self, KeyError> {
         let spki = || {
             // Modulus and exponent, and nothing else.
             let mut reader = SliceReader::new(der)?;

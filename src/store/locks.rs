@@ -29,6 +29,14 @@ pub(super) fn try_lock(file: impl AsFd, name: &'static str, operation: FlockOper
     }
 }
 
+/// Takes a lock that is not about one layer, for nobody else to have.
+fn take_alone(place: &Dir, name: &str, step: &'static str, what: &str, seconds: u64) -> Result<File, StoreError> {
+    let file = place.lock_file(name)?;
+    let what = format!("{what} ({})", place.path_of(name).display());
+    wait_for(&file, step, FlockOperation::NonBlockingLockExclusive, "(any)", &what, seconds)?;
+    Ok(file)
+}
+
 /// Waits for a lock. One that is held for longer than `limit` seconds is held by somebody who is stopped.
 fn wait_for(file: &File, name: &'static str, operation: FlockOperation, layer: &str, what: &str, limit: u64) -> Result<(), StoreError> {
     let mut lived = Lived::default();
@@ -51,16 +59,7 @@ pub(super) struct DecisionLock {
 impl DecisionLock {
     /// Takes the lock of the cache below `top`.
     pub(super) fn take(top: &Dir) -> Result<Self, StoreError> {
-        let file = top.lock_file("lock")?;
-        wait_for(
-            &file,
-            "decision",
-            FlockOperation::NonBlockingLockExclusive,
-            "(any)",
-            &format!("the lock of the cache ({})", top.path_of("lock").display()),
-            limits::DECISION_SECONDS,
-        )?;
-        Ok(Self { _file: file })
+        Ok(Self { _file: take_alone(top, "lock", "decision", "the lock of the cache", limits::DECISION_SECONDS)? })
     }
 }
 
@@ -73,16 +72,7 @@ pub(super) struct EvictLock {
 impl EvictLock {
     /// Takes the lock of the cache's `locks`.
     pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
-        let file = locks.lock_file("evict")?;
-        wait_for(
-            &file,
-            "evict",
-            FlockOperation::NonBlockingLockExclusive,
-            "(any)",
-            &format!("the lock of whoever makes room ({})", locks.path_of("evict").display()),
-            limits::EVICT_SECONDS,
-        )?;
-        Ok(Self { _file: file })
+        Ok(Self { _file: take_alone(locks, "evict", "evict", "the lock of whoever makes room", limits::EVICT_SECONDS)? })
     }
 }
 
@@ -95,16 +85,7 @@ pub(super) struct RecordLock {
 impl RecordLock {
     /// Takes the lock, which is made if it is not there. It is held for a small file at a time.
     pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
-        let file = locks.lock_file("attached")?;
-        wait_for(
-            &file,
-            "attached",
-            FlockOperation::NonBlockingLockExclusive,
-            "(any)",
-            &format!("the lock of what is attached ({})", locks.path_of("attached").display()),
-            limits::DECISION_SECONDS,
-        )?;
-        Ok(Self { _file: file })
+        Ok(Self { _file: take_alone(locks, "attached", "attached", "the lock of what is attached", limits::DECISION_SECONDS)? })
     }
 }
 

@@ -28,16 +28,20 @@ pub(super) struct Mounted {
     resend: bool,
 }
 
-/// Mounts `plan.mountpoint` and agrees with the kernel.
+/// Mounts `plan.mounting.mountpoint` and agrees with the kernel.
 pub(super) fn mount(plan: &MountPlan) -> io::Result<Mounted> {
-    let (device, agreed) =
-        connect(&plan.mountpoint, &plan.shown_source, plan.allow_other, !plan.no_passthrough && !plan.lacking.passthrough)?;
+    let (device, agreed) = connect(
+        &plan.mounting.mountpoint,
+        &plan.shown_source,
+        plan.mounting.allow_other,
+        !plan.mounting.no_passthrough && !plan.mounting.lacking.passthrough,
+    )?;
     let described = describe(plan, device, agreed);
     if described.is_err()
-        && let Ok(id) = mountinfo::mount_id_at(&plan.mountpoint)
-        && let Err(error) = umount::detach(&plan.mountpoint, id, true)
+        && let Ok(id) = mountinfo::mount_id_at(&plan.mounting.mountpoint)
+        && let Err(error) = umount::detach(&plan.mounting.mountpoint, id, true)
     {
-        tracing::error!(%error, mountpoint = %plan.mountpoint.display(), "cannot detach");
+        tracing::error!(%error, mountpoint = %plan.mounting.mountpoint.display(), "cannot detach");
     }
     let mounted = described?;
     mounted.raise_read_ahead();
@@ -73,9 +77,9 @@ pub(super) fn connect(
 /// What there is to know of the mount that was just made.
 fn describe(plan: &MountPlan, device: io::Result<OwnedFd>, agreed: io::Result<Agreed>) -> io::Result<Mounted> {
     let (device, agreed) = (device?, agreed?);
-    let entry = mountinfo::at(&plan.mountpoint)?.filter(MountEntry::is_kitfs);
+    let entry = mountinfo::at(&plan.mounting.mountpoint)?.filter(MountEntry::is_kitfs);
     let entry = entry.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))?;
-    let resend = can_resend(&agreed) && !plan.lacking.resend;
+    let resend = can_resend(&agreed) && !plan.mounting.lacking.resend;
     Ok(Mounted { device, agreed, mount_id: entry.mount_id, number: entry.device, resend })
 }
 

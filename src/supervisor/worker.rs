@@ -90,10 +90,10 @@ impl Worker {
         if let Destination::File(path) = outlets.log {
             command.arg("--log").arg(path);
         }
-        if let Some(format) = plan.log_format {
+        if let Some(format) = plan.mounting.log_format {
             command.args(["--log-format", format.name()]);
         }
-        command.arg("--mount-id").arg(mounted.mount_id.to_string()).arg(plan.mountpoint.as_os_str());
+        command.arg("--mount-id").arg(mounted.mount_id.to_string()).arg(plan.mounting.mountpoint.as_os_str());
         command.stdin(Stdio::null()).current_dir("/");
         // SAFETY: between fork and exec only calls are made that are async-signal-safe; the descriptors are open in the parent.
         unsafe {

@@ -88,22 +88,11 @@ fn record(mount: &MountDir, entry: &MountEntry) -> MountRecord {
     MountRecord {
         id: mount.id().to_owned(),
         mountpoint: entry.mountpoint.clone(),
-        reference: "reg.example/a:v1".to_owned(),
-        digest: format!("sha256:{}", "0".repeat(64)).parse().expect("digest"),
         supervisor_pid: std::process::id(),
-        supervisor_version: None,
-        since: crate::run::now(),
-        cache_dir: "/var/cache/kitfs".into(),
         device: entry.device,
         mount_id: entry.mount_id,
         log: mount.log_path(),
-        passthrough: None,
-        references: Vec::new(),
-        remote: Vec::new(),
-        access: crate::source::SourceOptions::default(),
-        admissions: Vec::new(),
-        audit: None,
-        settings: Default::default(),
+        ..crate::fixtures::mount_record()
     }
 }
 

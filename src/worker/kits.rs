@@ -12,7 +12,8 @@ use crate::verify::Unverified;
 /// The kits of the plan, followed once more as the resolver followed them.
 pub(super) fn lineage(plan: &MountPlan) -> Result<Lineage, Box<dyn std::error::Error>> {
     let documents = checked(plan.digest, &plan.manifest, &plan.config)?;
-    let mut growing = Growing::new(plan.reference.clone(), documents.plan()?, documents, plan.selection.clone(), plan.include_remote)?;
+    let mut growing =
+        Growing::new(plan.reference.clone(), documents.plan()?, documents, plan.mounting.selection.clone(), plan.mounting.include_remote)?;
     let mut planned = plan.references.iter();
     while let Some(wanted) = growing.wanted()? {
         let PlannedKit { found, manifest, config } = planned.next().ok_or("the plan lacks a kit that another one refers to")?;

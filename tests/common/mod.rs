@@ -13,3 +13,4 @@ pub mod relay;
 pub mod shown;
 pub mod signer;
 pub mod steps;
+pub mod tarball;

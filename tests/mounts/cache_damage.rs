@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -104,6 +104,56 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
         if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
     }
     files
+}
+
+/// A disk that spoils each index, also those that are made anew: some are made, then the names are errors, until the mount is made anew.
+#[test]
+fn an_index_that_is_damaged_again_and_again_is_an_error_in_the_end() {
+    let host = Host::new(Mode::Cached);
+    let mut tree = Tree::new();
+    for number in 0..4000 {
+        tree = tree.file(&format!("many/{number:04}.txt"), number.to_string());
+    }
+    let kit = Kitfile::new("many").dataset("many").pack(&tree);
+    let layout = host.path("layout");
+    let mount = host.mount_with(&kit.layout(&layout, "v1"), &["--prefetch", "all"]);
+    mount.await_layer(&kit.layer("many").digest, "cached");
+    let folder = host.cache().join("v1/index");
+    let whole = fs::read(&files_below(&folder)[0]).expect("an index");
+    // The checksums of all blocks of 64 KiB, which stand at the end: whatever was not looked at yet is not right any more.
+    let spoil = |index: &Path| {
+        let file = fs::File::options().write(true).open(index).expect("root");
+        let at = whole.len() - 4 * (whole.len() / (64 << 10) + 1);
+        let other: Vec<u8> = whole[at..].iter().map(|byte| !byte).collect();
+        file.write_all_at(&other, at as u64).expect("written");
+    };
+    let mut numbers = 0..4000;
+    let mut next_error = || {
+        let (point, numbers) = (mount.point().to_owned(), &mut numbers);
+        let mut paths = numbers.map(move |number| point.join(format!("many/{number:04}.txt")));
+        paths.find_map(|path| within(LIMIT, "reading", move || read(&path)).err()).expect("an error before the last file")
+    };
+    let spent = "is not made anew any more";
+    let mut renewals = 0;
+    let mut shown = fs::metadata(&files_below(&folder)[0]).expect("an index").ino();
+    while !mount.log().contains(spent) {
+        spoil(&files_below(&folder)[0]);
+        assert_eq!(next_error(), libc::EIO, "{}", mount.log());
+        let made = |_: &_| {
+            let found = fs::metadata(files_below(&folder).first()?).ok()?.ino();
+            (found != shown || mount.log().contains(spent)).then_some(found)
+        };
+        let found = mount.await_status("a new index, or the end of them", made).expect("one of the two");
+        renewals += usize::from(found != shown);
+        assert!(renewals <= kitfs::limits::INDEX_RENEWALS, "{}", mount.log());
+        shown = found;
+    }
+    assert_eq!(renewals, kitfs::limits::INDEX_RENEWALS);
+    let worker = mount.worker_pid();
+    let mapped = fs::read_to_string(format!("/proc/{worker}/maps")).expect("it lives").matches("/index").count();
+    assert!((renewals..=renewals + 4).contains(&mapped), "{mapped} are mapped");
+    assert_eq!(next_error(), libc::EIO);
+    assert_eq!(mount.status()["restarts"], 0);
 }
 
 /// What a disk forgot in the middle of an index is noticed when somebody asks for it: he gets an error, and the next one a name.

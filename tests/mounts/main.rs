@@ -41,6 +41,7 @@ mod records;
 mod references;
 mod single_flight;
 mod sources;
+mod stage;
 mod stops;
 mod tamper;
 mod transport;

@@ -23,7 +23,8 @@ use crate::common::process::{Running, within};
 use crate::common::registry::{Fault, Target, Times};
 use crate::common::shown::{assert_shows, of_tree};
 use crate::common::steps::Steps;
-use crate::killed_at::{Served, Stage, damage_indexes, damage_layers, is_thorough, owned, pull};
+use crate::killed_at::{is_thorough, owned};
+use crate::stage::{Served, Stage, damage_indexes, damage_layers, pull};
 
 const LIMIT: Duration = Duration::from_secs(90);
 

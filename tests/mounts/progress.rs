@@ -2,65 +2,92 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::num::NonZero;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 
-use crate::common::kitfs::{Host, Mode};
+use rustix::process::Signal;
+
+use crate::common::kitfs::{Host, Mode, SOON};
 use crate::common::pack::{Kit, Kitfile, Tree};
-use crate::common::process::within;
-use crate::common::registry::{Fault, Gate, ONCE, Registry, Target};
+use crate::common::process::signal_process;
+use crate::common::registry::{Fault, Gate, ONCE, Registry, Target, Times};
 use crate::kits::{MIB, bytes};
 
-/// A process whose standard error is a terminal of 120 columns, and what it shows there.
+const ROWS: NonZero<u16> = NonZero::new(100).unwrap();
+/// So many that no line of a log is longer.
+const COLUMNS: NonZero<u16> = NonZero::new(4000).unwrap();
+
+/// A process whose standard error is a terminal, and what it shows there.
 struct OnTerminal {
     child: Child,
-    screen: File,
+    /// What comes, piece by piece, until nobody has the terminal open any more.
+    pieces: Receiver<Vec<u8>>,
     shown: Vec<u8>,
 }
 
 impl OnTerminal {
     fn start(command: &mut Command) -> Self {
-        let size = libc::winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = libc::winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 };
         let (mut master, mut slave) = (0, 0);
         // SAFETY: the two numbers are written to, the size is read, and nothing else is asked for.
         let opened = unsafe { libc::openpty(&raw mut master, &raw mut slave, std::ptr::null_mut(), std::ptr::null(), &raw const size) };
         assert_eq!(opened, 0, "a terminal: {}", std::io::Error::last_os_error());
         // SAFETY: both were just opened, and nobody else knows of them.
-        let (screen, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+        let (mut screen, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
         rustix::io::fcntl_setfd(&screen, rustix::io::FdFlags::CLOEXEC).expect("a flag");
         assert!(slave.as_raw_fd() > 2);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(slave).spawn().expect("started");
         // The command keeps what it gives to its child, and with that the terminal.
         command.stderr(Stdio::null());
-        Self { child, screen, shown: Vec::new() }
+        let (sender, pieces) = mpsc::channel();
+        // Always, since whoever draws waits for a terminal that nobody reads from.
+        thread::spawn(move || {
+            let mut piece = [0; 4096];
+            // A terminal that nobody has open any more is an error to read from.
+            while let Ok(length @ 1..) = screen.read(&mut piece) {
+                let _nobody_wants_to_know = sender.send(piece[..length].to_vec());
+            }
+        });
+        Self { child, pieces, shown: Vec::new() }
     }
 
-    /// Reads on until `wanted` is shown, or to the end.
-    fn until(self, wanted: &'static str) -> Self {
-        within(crate::common::kitfs::SOON, wanted, move || self.read_until(Some(wanted)))
+    /// Reads on until `wanted` is shown.
+    fn until(mut self, wanted: &str) -> Self {
+        while !self.text().contains(wanted) {
+            let piece = self.pieces.recv_timeout(SOON);
+            self.shown.extend(piece.unwrap_or_else(|error| panic!("{wanted:?} is not in {}: {error}", self.text())));
+        }
+        self
     }
 
+    /// All that was shown.
     fn until_the_end(self) -> String {
-        let mut ended = within(crate::common::kitfs::SOON, "the end", move || self.read_until(None));
-        let status = ended.child.wait().expect("it ended");
-        let shown = String::from_utf8_lossy(&ended.shown).into_owned();
+        let (shown, status) = self.until_it_ends();
         assert!(status.success(), "{status}: {shown}");
         shown
     }
 
-    fn read_until(mut self, wanted: Option<&str>) -> Self {
-        let mut part = [0; 4096];
-        while !wanted.is_some_and(|wanted| String::from_utf8_lossy(&self.shown).contains(wanted)) {
-            // A terminal that nobody has open any more is an error to read from.
-            match self.screen.read(&mut part) {
-                Ok(0) | Err(_) => {
-                    assert!(wanted.is_none(), "{wanted:?} is not in {}", String::from_utf8_lossy(&self.shown));
-                    break;
-                }
-                Ok(length) => self.shown.extend(&part[..length]),
+    fn until_it_ends(mut self) -> (String, ExitStatus) {
+        loop {
+            match self.pieces.recv_timeout(SOON) {
+                Ok(piece) => self.shown.extend(piece),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end: {}", self.text()),
             }
         }
-        self
+        let status = self.child.wait().expect("it ended");
+        (self.text(), status)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.shown).into_owned()
+    }
+
+    fn signal(&self, signal: Signal) {
+        signal_process(self.child.id() as i32, signal);
     }
 }
 
@@ -69,6 +96,13 @@ impl Drop for OnTerminal {
         let _ended = self.child.kill();
         let _status = self.child.wait();
     }
+}
+
+/// The lines that are on a screen after all of `shown` was written to it.
+fn screen(shown: &str) -> Vec<String> {
+    let mut screen = vt100::Parser::new(ROWS, COLUMNS, 0);
+    screen.process(shown.as_bytes());
+    screen.screen().rows(0, COLUMNS.get()).map(|line| line.trim_end().to_owned()).collect()
 }
 
 /// Two layers, the larger of which stops in its middle until the gate opens.
@@ -104,6 +138,60 @@ fn pull_and_a_mount_that_waits_show_bars_on_a_terminal() {
 }
 
 #[test]
+fn a_mount_that_prefetches_all_shows_bars_until_all_is_here() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let (kit, reference, gate) = half(&registry);
+    let point = host.folder("mnt");
+    let mount = host.guard(&point);
+    let mut command = host.mount_command(&reference, &point, &["--prefetch", "all"]);
+    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    assert!(mount.is_mounted(), "{}", shown.text());
+    gate.open();
+    let shown = shown.until_the_end();
+    for wanted in ["is mounted", "model at model", "all 2 layers", "MiB of", "/s", " left"] {
+        assert!(shown.contains(wanted), "{wanted} is not in {shown:?}");
+    }
+    assert_eq!(shown.matches(": in the cache\r\n").count(), 2, "{shown:?}");
+    for layer in ["model", "data"] {
+        mount.await_layer(&kit.layer(layer).digest, "cached");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_the_bars_of_a_mount_and_nothing_else() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let (kit, reference, gate) = half(&registry);
+    let point = host.folder("mnt");
+    let mount = host.guard(&point);
+    let mut command = host.mount_command(&reference, &point, &["--prefetch", "all"]);
+    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    shown.signal(Signal::INT);
+    let _ended = shown.until_it_ends();
+    gate.open();
+    mount.await_layer(&kit.layer("model").digest, "cached");
+    assert!(mount.is_mounted());
+}
+
+#[test]
+fn the_bars_of_a_mount_end_with_it_and_with_what_cannot_come() {
+    for taken_down in [true, false] {
+        let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+        let (kit, reference, gate) = half(&registry);
+        registry.fault(Target::Content(kit.layer("data").digest.clone()), Times::Always, Fault::Flip(7));
+        let point = host.folder("mnt");
+        let _mount = host.guard(&point);
+        let mut command = host.mount_command(&reference, &point, &["--prefetch", "all"]);
+        let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+        if taken_down {
+            host.kitfs(&["umount".as_ref(), point.as_os_str()]).ok();
+        }
+        gate.open();
+        let shown = shown.until_the_end();
+        assert!(taken_down || shown.contains("expected digest"), "{shown:?}");
+    }
+}
+
+#[test]
 fn elsewhere_a_layer_is_a_line() {
     let (host, registry) = (Host::new(Mode::Cached), Registry::start());
     let (_kit, reference, gate) = half(&registry);
@@ -131,4 +219,89 @@ fn a_kit_of_more_layers_than_lines_shows_bars_of_what_comes_and_of_all() {
     let shown = shown.until_the_end();
     assert_eq!(shown.matches(": in the cache\r\n").count(), 51, "{shown:?}");
     assert!(shown.contains("all 51 layers"), "{shown:?}");
+}
+
+#[test]
+fn a_mount_in_the_foreground_shows_bars_below_whole_lines() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let (kit, reference, gate) = half(&registry);
+    let point = host.folder("mnt");
+    let mount = host.guard(&point);
+    let mut command = host.mount_command(&reference, &point, &["--foreground", "--prefetch", "all"]);
+    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    // What two processes have to say while bars are drawn.
+    let worker = mount.kill_worker();
+    let shown = shown.until("worker ended");
+    mount.await_other_worker(worker);
+    gate.open();
+    let shown = shown.until("layer fetched");
+    for layer in ["model", "data"] {
+        mount.await_layer(&kit.layer(layer).digest, "cached");
+    }
+    shown.signal(Signal::INT);
+    let shown = shown.until_the_end();
+    assert!(!mount.is_mounted() && host.await_quiet(SOON).is_ok());
+    for wanted in ["model at model", "all 2 layers", "MiB of", "/s", " left"] {
+        assert!(shown.contains(wanted), "{wanted} is not in {shown:?}");
+    }
+    let lines = screen(&shown);
+    let is_log = |line: &str| line.get(..2) == Some("20") && (line.contains(" INFO ") || line.contains(" WARN "));
+    let is_note = |line: &str| line.starts_with("sha256:") && line.ends_with(": in the cache");
+    // The long ones go on in the next line.
+    let is_rest = |line: &str| line.ends_with("in the cache") && !line.starts_with("sha256:");
+    let strange: Vec<&String> = lines.iter().filter(|line| !is_log(line) && !is_note(line) && !is_rest(line) && !line.is_empty()).collect();
+    assert!(strange.is_empty(), "{strange:#?} in {lines:#?}");
+    for (wanted, times) in
+        [(" mounted mountpoint=", 1), ("worker ended", 1), ("layer fetched", 2), ("asked to end", 1), (" unmounted mountpoint=", 1)]
+    {
+        let found = lines.iter().filter(|line| is_log(line) && line.contains(wanted)).count();
+        assert!(found == times, "{found} times {wanted}: {lines:#?}");
+    }
+}
+
+#[test]
+fn a_mount_in_the_foreground_says_that_a_layer_failed_and_stays() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let (kit, reference, gate) = half(&registry);
+    gate.open();
+    registry.fault(Target::Content(kit.layer("data").digest.clone()), Times::Always, Fault::Flip(7));
+    let point = host.folder("mnt");
+    let mount = host.guard(&point);
+    let mut command = host.mount_command(&reference, &point, &["--foreground", "--prefetch", "all"]);
+    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm"))
+        .until(&format!("{} dataset at data", kit.layer("data").digest));
+    mount.await_layer(&kit.layer("model").digest, "cached");
+    assert!(mount.is_mounted(), "{}", shown.text());
+    host.kitfs(&["umount".as_ref(), point.as_os_str()]).ok();
+    let shown = shown.until_the_end();
+    assert!(shown.contains("dataset at data (") && shown.contains("): layer sha256:"), "{shown:?}");
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_with_the_process_that_draws() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let (_kit, reference, gate) = half(&registry);
+    let point = host.folder("mnt");
+    let mount = host.guard(&point);
+    let mut command = host.mount_command(&reference, &point, &["--foreground", "--prefetch", "all"]);
+    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    shown.signal(Signal::KILL);
+    let (_, status) = shown.until_it_ends();
+    assert!(!status.success());
+    gate.open();
+    assert!(host.await_quiet(SOON).is_ok() && !mount.is_mounted());
+}
+
+#[test]
+fn a_mount_in_the_foreground_that_does_not_come_about_says_why() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let (_kit, reference, gate) = half(&registry);
+    gate.open();
+    let point = host.folder("mnt");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("an address");
+    let address = taken.local_addr().expect("an address").to_string();
+    let mut command = host.mount_command(&reference, &point, &["--foreground", "--metrics", &address]);
+    let (shown, status) = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until_it_ends();
+    assert!(status.code() == Some(1) && shown.contains("error: ") && shown.contains("cannot tell metrics at"), "{status}: {shown}");
+    assert!(host.await_quiet(SOON).is_ok() && !host.guard(&point).is_mounted());
 }

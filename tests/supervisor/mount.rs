@@ -62,7 +62,7 @@ pub fn supervise(arguments: &[String]) -> ! {
     rustix::io::fcntl_setfd(&ready, rustix::io::FdFlags::CLOEXEC).expect("an open descriptor");
     let ready = Ready::from_fd(ready);
     tracing_subscriber::fmt().with_ansi(false).with_writer(io::stderr).with_max_level(tracing::Level::INFO).init();
-    let (dir, alive) = RunDir::open(&plan.run_dir).and_then(|run| run.create(&plan.id)).expect("a run directory");
+    let (dir, alive) = RunDir::open(&plan.mounting.run_dir).and_then(|run| run.create(&plan.mounting.id)).expect("a run directory");
     let outcome = supervisor::run(&plan, &dir, &Destination::Stderr, alive, ready);
     if let Err(error) = &outcome {
         tracing::error!(error = error as &dyn std::error::Error, "ended");
@@ -96,7 +96,7 @@ impl Mount {
         });
         let plan: MountPlan = serde_json::from_value(plan).expect("a plan");
         fs::write(path("plan.json"), serde_json::to_vec(&plan).expect("plain data")).expect("room");
-        let stage = Stage(plan.cache_dir.clone());
+        let stage = Stage(plan.mounting.cache_dir.clone());
         (setup.prepare)(&stage);
         let (mut reader, writer) = io::pipe().expect("a pipe");
         // Above the standard streams, and open in nobody else.
@@ -131,19 +131,19 @@ impl Mount {
     }
 
     pub fn stage(&self) -> Stage {
-        Stage(self.plan.cache_dir.clone())
+        Stage(self.plan.mounting.cache_dir.clone())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.plan.mountpoint.join(name)
+        self.plan.mounting.mountpoint.join(name)
     }
 
     pub fn run_dir(&self) -> RunDir {
-        RunDir::open(&self.plan.run_dir).expect("a run directory")
+        RunDir::open(&self.plan.mounting.run_dir).expect("a run directory")
     }
 
     pub fn dir(&self) -> MountDir {
-        self.run_dir().mount(&self.plan.id).expect("it lives")
+        self.run_dir().mount(&self.plan.mounting.id).expect("it lives")
     }
 
     pub fn state(&self) -> MountState {
@@ -168,7 +168,7 @@ impl Mount {
     }
 
     pub fn is_mounted(&self) -> bool {
-        mountinfo::at(&self.plan.mountpoint).expect("readable").is_some()
+        mountinfo::at(&self.plan.mounting.mountpoint).expect("readable").is_some()
     }
 
     pub fn starts(&self) -> Vec<Start> {
@@ -195,13 +195,14 @@ impl Mount {
         let supervisor = &mut self.supervisor;
         let status = until("the supervisor ends", SOON, || supervisor.try_wait().expect("our child"));
         assert!(!self.is_mounted(), "it is still mounted");
-        let left: Vec<_> = fs::read_dir(&self.plan.run_dir).expect("readable").map(|entry| entry.expect("readable").file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(&self.plan.mounting.run_dir).expect("readable").map(|entry| entry.expect("readable").file_name()).collect();
         assert!(left.is_empty(), "left in the run directory: {left:?}");
         status
     }
 
     pub fn unmounted(mut self) {
-        kitfs::umount::umount(&self.plan.mountpoint, false, &self.run_dir()).expect("nobody uses it");
+        kitfs::umount::umount(&self.plan.mounting.mountpoint, false, &self.run_dir()).expect("nobody uses it");
         assert!(self.ended().success());
     }
 }
@@ -209,7 +210,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if thread::panicking() {
-            println!("--- log of {}\n{}---", self.plan.mountpoint.display(), self.log());
+            println!("--- log of {}\n{}---", self.plan.mounting.mountpoint.display(), self.log());
         }
         // Whatever a failed test has left.
         if let Ok(None) = self.supervisor.try_wait() {
@@ -217,7 +218,7 @@ impl Drop for Mount {
             let _reaped = self.supervisor.wait();
         }
         while self.is_mounted() {
-            if rustix::mount::unmount(&self.plan.mountpoint, rustix::mount::UnmountFlags::DETACH).is_err() {
+            if rustix::mount::unmount(&self.plan.mounting.mountpoint, rustix::mount::UnmountFlags::DETACH).is_err() {
                 break;
             }
         }

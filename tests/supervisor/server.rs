@@ -95,7 +95,7 @@ pub fn run(arguments: &[String]) -> ! {
     let mount_id: u64 = values["--mount-id"].parse().expect("an id");
     let mountpoint = PathBuf::from(arguments.last().expect("the mount point"));
     let plan = MountPlan::read(fd("--plan-fd")).expect("the plan");
-    let stage = Stage(plan.cache_dir.clone());
+    let stage = Stage(plan.mounting.cache_dir.clone());
     let control = Control::from_fd(fd("--control-fd"));
     let mut adopted = Vec::new();
     let (cautious, stopping) = loop {
@@ -118,7 +118,7 @@ pub fn run(arguments: &[String]) -> ! {
     }
     let page = Page::open(fd("--page-fd")).expect("the page");
     let device = fd("--device-fd");
-    let passthrough = page.agreed().capabilities & (1 << 37) != 0 && !plan.no_passthrough;
+    let passthrough = page.agreed().capabilities & (1 << 37) != 0 && !plan.mounting.no_passthrough;
     page.decide_io_mode(if passthrough { IoMode::Passthrough } else { IoMode::Cached });
     let waits = Mutex::new(Waits { stopping, parked: Vec::new() });
     let server = Arc::new(Server { device, page, control, stage, plan, waits });

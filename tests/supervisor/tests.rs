@@ -70,11 +70,11 @@ fn errno<T>(outcome: io::Result<T>) -> Option<i32> {
 fn it_shows_what_it_is() {
     let mount = Mount::new();
     assert!(mount.said.contains("ok"), "{}", mount.said);
-    let entry = mountinfo::at(&mount.plan.mountpoint).expect("readable").expect("mounted");
+    let entry = mountinfo::at(&mount.plan.mounting.mountpoint).expect("readable").expect("mounted");
     assert_eq!(entry.fs_type, "fuse.kitfs");
     assert_eq!(entry.source, "oci:/kits%2Csuid@sha256:00");
     let table = fs::read_to_string("/proc/self/mountinfo").expect("readable");
-    let line = table.lines().find(|line| line.contains(&*mount.plan.mountpoint.to_string_lossy())).expect("mounted");
+    let line = table.lines().find(|line| line.contains(&*mount.plan.mounting.mountpoint.to_string_lossy())).expect("mounted");
     let options = line.split(' ').nth(5).expect("options");
     assert!(["ro", "nosuid", "nodev"].iter().all(|option| options.split(',').any(|had| had == *option)), "{line}");
     assert!(line.contains("default_permissions") && !line.contains("allow_other"), "{line}");
@@ -215,7 +215,7 @@ fn workers_that_end_themselves_are_slowed_down() {
     let killed = Instant::now();
     reader.wait().expect("our child");
     assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
-    umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("nobody uses it");
+    umount(&mount.plan.mounting.mountpoint, false, &mount.run_dir()).expect("nobody uses it");
     mount.ended();
 }
 
@@ -230,7 +230,7 @@ fn workers_that_never_serve_are_slowed_down_and_umount_does_not_wait_for_them() 
     assert!(waits.iter().zip([100, 200, 400, 800]).all(|(&wait, least)| (least..least + 700).contains(&wait)), "{waits:?}");
     assert_eq!(mount.state().state, Phase::Restarting);
     let begun = Instant::now();
-    umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("nobody uses it");
+    umount(&mount.plan.mounting.mountpoint, false, &mount.run_dir()).expect("nobody uses it");
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(errno(open.join().expect("no panic")), Some(libc::ENODEV));
     assert!(mount.starts().last().expect("some").stopping);
@@ -262,7 +262,7 @@ fn unmounting_names_who_uses_it_and_serves_on() {
     let mount = Mount::new();
     let file = File::open(mount.path("data")).expect("opened");
     let begun = Instant::now();
-    match umount(&mount.plan.mountpoint, false, &mount.run_dir()) {
+    match umount(&mount.plan.mounting.mountpoint, false, &mount.run_dir()) {
         Err(UmountError::Busy { holders, .. }) => assert!(holders.iter().any(|holder| holder.pid == std::process::id()), "{holders:?}"),
         other => panic!("{other:?}"),
     }
@@ -282,10 +282,10 @@ fn waiting_opens_do_not_keep_it_mounted() {
     let mut mount = Mount::new();
     let opens = [opening(mount.path("wait")), opening(mount.path("wait"))];
     until_parked(&mount, 2);
-    let plain = unmount(&mount.plan.mountpoint, UnmountFlags::empty());
+    let plain = unmount(&mount.plan.mounting.mountpoint, UnmountFlags::empty());
     assert_eq!(plain, Err(rustix::io::Errno::BUSY), "plain umount does not end them");
     let begun = Instant::now();
-    umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("nobody uses it");
+    umount(&mount.plan.mounting.mountpoint, false, &mount.run_dir()).expect("nobody uses it");
     for open in opens {
         assert_eq!(errno(open.join().expect("no panic")), Some(libc::ENODEV));
     }
@@ -298,7 +298,7 @@ fn lazily_detached_files_stay_open() {
     let files = [File::open(mount.path("data")).expect("opened"), File::open(mount.path("backed")).expect("opened")];
     let open = opening(mount.path("wait"));
     until_parked(&mount, 1);
-    umount(&mount.plan.mountpoint, true, &mount.run_dir()).expect("whoever uses it");
+    umount(&mount.plan.mounting.mountpoint, true, &mount.run_dir()).expect("whoever uses it");
     assert!(!mount.is_mounted());
     assert_eq!(errno(open.join().expect("no panic")), Some(libc::ENODEV));
     assert_eq!(mount.state().state, Phase::Stopping);
@@ -330,13 +330,13 @@ fn plain_umount_leaves_nothing_behind() {
     let mut mount = Mount::new();
     read_through(&mount.path("backed")).expect("served");
     // Reading ends a moment after the last close.
-    until("it is not busy", SOON, || unmount(&mount.plan.mountpoint, UnmountFlags::empty()).ok());
+    until("it is not busy", SOON, || unmount(&mount.plan.mounting.mountpoint, UnmountFlags::empty()).ok());
     assert!(mount.ended().success());
 }
 
 fn fusermount_leaves_nothing_behind() {
     let mut mount = Mount::new();
-    let status = Command::new("fusermount3").arg("-u").arg(&mount.plan.mountpoint).status().expect("installed");
+    let status = Command::new("fusermount3").arg("-u").arg(&mount.plan.mounting.mountpoint).status().expect("installed");
     assert!(status.success());
     assert!(mount.ended().success());
 }
@@ -349,7 +349,7 @@ fn a_copy_in_another_namespace_goes_on() {
         let own = fs::read_link("/proc/self/ns/mnt").expect("readable");
         fs::read_link(format!("/proc/{}/ns/mnt", other.id())).ok().filter(|namespace| *namespace != own)
     });
-    umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("nobody uses it here");
+    umount(&mount.plan.mounting.mountpoint, false, &mount.run_dir()).expect("nobody uses it here");
     assert!(!mount.is_mounted());
     read_through(&copy).expect("served");
     mount.replace_worker(Signal::KILL);
@@ -362,7 +362,7 @@ fn a_copy_in_another_namespace_goes_on() {
 
 fn another_mount_on_top_is_not_taken_down() {
     let mut mounted = Mount::new();
-    let place = mounted.plan.mountpoint.clone();
+    let place = mounted.plan.mounting.mountpoint.clone();
     mount("top", &place, "tmpfs", MountFlags::empty(), None).expect("we are root");
     let mut socket = UnixStream::connect(mounted.dir().socket_path()).expect("it listens");
     socket.write_all(b"{\"request\":\"umount\",\"lazy\":true}\n").expect("heard");
@@ -431,7 +431,7 @@ fn it_ends_if_asked_to_before_it_serves() {
 fn an_ordinary_user_mounts_and_unmounts() {
     let mut mount = Mount::with(Setup { unprivileged: true, ..Setup::default() });
     assert!(mount.said.contains("ok"), "{}\n{}", mount.said, mount.log());
-    let entry = mountinfo::at(&mount.plan.mountpoint).expect("readable").expect("mounted");
+    let entry = mountinfo::at(&mount.plan.mounting.mountpoint).expect("readable").expect("mounted");
     assert_eq!((entry.fs_type.as_str(), entry.source.as_str()), ("fuse.kitfs", "oci:/kits%2Csuid@sha256:00"));
     let reading = |number: &str| {
         let path = mount.path("data");
@@ -445,7 +445,7 @@ fn an_ordinary_user_mounts_and_unmounts() {
     signal_process(mount.starts()[0].pid, Signal::KILL);
     assert_eq!(reading("after"), before);
     // Through fusermount3 again; only the supervisor may do it.
-    let mut socket = UnixStream::connect(mount.plan.run_dir.join("test/control.sock")).expect("it listens");
+    let mut socket = UnixStream::connect(mount.plan.mounting.run_dir.join("test/control.sock")).expect("it listens");
     socket.write_all(b"{\"request\":\"umount\",\"lazy\":false}\n").expect("heard");
     let mut answer = String::new();
     BufReader::new(socket).read_line(&mut answer).expect("answered");
@@ -467,10 +467,10 @@ fn a_mount_is_recorded_from_before_it_shows_until_it_is_gone() {
     let mount = audited();
     assert_eq!(mount.recorded(AUDIT), events(&[("mount", "Success")]));
     let record = mount.dir().read_record().expect("readable").expect("written");
-    assert_eq!((&record.admissions[..], &record.audit), (mount.plan.admissions(), &mount.plan.audit));
+    assert_eq!((&record.admissions[..], &record.audit), (mount.plan.admissions(), &mount.plan.mounting.audit));
     // A worker that is replaced decides and records nothing.
     mount.replace_worker(Signal::KILL);
-    assert_eq!(umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("nobody uses it"), Unmounted::default());
+    assert_eq!(umount(&mount.plan.mounting.mountpoint, false, &mount.run_dir()).expect("nobody uses it"), Unmounted::default());
     assert_eq!(mount.recorded(AUDIT), events(&[("mount", "Success"), ("umount", "Success")]));
     // The same and the decision are in the log, each in one line.
     let log = mount.log();
@@ -485,7 +485,7 @@ fn a_mount_is_recorded_from_before_it_shows_until_it_is_gone() {
 fn however_it_ends_that_is_recorded_once() {
     let both = events(&[("mount", "Success"), ("umount", "Success")]);
     let mut mount = audited();
-    unmount(&mount.plan.mountpoint, UnmountFlags::empty()).expect("nobody uses it");
+    unmount(&mount.plan.mounting.mountpoint, UnmountFlags::empty()).expect("nobody uses it");
     assert!(mount.ended().success());
     assert_eq!(mount.recorded(AUDIT), both, "by somebody else");
 
@@ -496,7 +496,7 @@ fn however_it_ends_that_is_recorded_once() {
 
     let mut mount = audited();
     let file = File::open(mount.path("data")).expect("opened");
-    assert_eq!(umount(&mount.plan.mountpoint, true, &mount.run_dir()).expect("detached"), Unmounted::default());
+    assert_eq!(umount(&mount.plan.mounting.mountpoint, true, &mount.run_dir()).expect("detached"), Unmounted::default());
     assert_eq!(mount.recorded(AUDIT), both, "it is gone from its place");
     drop(file);
     assert!(mount.ended().success());
@@ -520,7 +520,7 @@ fn with_best_effort_it_does() {
 fn an_end_that_cannot_be_recorded_is_told_and_nothing_waits_for_it() {
     let mut mount = audited();
     fs::remove_file(mount.file(AUDIT)).and_then(|()| fs::create_dir(mount.file(AUDIT))).expect("in its place");
-    let unmounted = umount(&mount.plan.mountpoint, false, &mount.run_dir()).expect("it is taken down all the same");
+    let unmounted = umount(&mount.plan.mounting.mountpoint, false, &mount.run_dir()).expect("it is taken down all the same");
     assert!(unmounted.unrecorded.is_some_and(|message| message.contains("it is a folder")));
     assert!(mount.ended().success());
 }

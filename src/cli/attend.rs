@@ -1,0 +1,147 @@
+//! Bars of what a mount prefetches, on a terminal. Nothing is fetched here: that is the worker's affair, which never makes room for what nobody waits for.
+//!
+//! With `--foreground` there are lines above them, of supervisor and workers. Those of one process tear the bars of another. So the mount is a child then, and
+//! what it says comes through a pipe to the process that draws.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Instant;
+
+use indicatif::MultiProgress;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::error::CliError;
+use super::fetch::{self, Display, LOOK_EVERY};
+use super::report::{self, Exit};
+use crate::daemon;
+use crate::interrupt::Interrupts;
+use crate::kit::{KitLayer, Lineage};
+use crate::limits::{STOP_LIMIT, WATCH_PATIENCE};
+use crate::plan::MountPlan;
+use crate::run::{LayerReport, LayerStatus, MountDir};
+use crate::store::{LayerState, Store};
+
+/// Mounts, calls `serving` as soon as the mount serves, and stays until it ends.
+pub(super) fn run(plan: &MountPlan, lineage: &Lineage, store: &Store, serving: impl FnOnce()) -> Result<Exit, CliError> {
+    let interrupts = Interrupts::catch().map_err(CliError::Attend)?;
+    let (lines, stderr) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| CliError::Attend(errno.into()))?;
+    let screen = Screen::default();
+    let (sender, all_said) = mpsc::channel::<()>();
+    let above = screen.clone();
+    let relay = move || {
+        for line in BufReader::new(File::from(lines)).split(b'\n').map_while(Result::ok) {
+            above.say(&String::from_utf8_lossy(&line));
+        }
+        drop(sender);
+    };
+    thread::Builder::new().name("lines".into()).spawn(relay).map_err(CliError::Attend)?;
+
+    let started = daemon::start_attended(plan, stderr, &interrupts);
+    let ended = started.map(|mut started| {
+        serving();
+        let mount = started.mount.clone();
+        let coming = coming(plan, lineage, store);
+        let mut display = (!coming.is_empty()).then(|| Display::new(store, &coming, Some(screen.draw())));
+        let ended = started.attend(&interrupts, LOOK_EVERY, &mut || {
+            if let Some(shown) = &mut display
+                && look(shown, store, &mount)
+            {
+                display = None;
+                screen.clear();
+            }
+        });
+        // What had not come by then is no news any more.
+        screen.clear();
+        ended
+    });
+    // A worker that is stuck in the kernel keeps the pipe open.
+    _ = all_said.recv_timeout(STOP_LIMIT);
+    let status = ended?.map_err(CliError::Attend)?;
+    if status.code().is_none() {
+        report::warning(&format!("the supervisor ended with {status}"));
+    }
+    Ok(if status.success() { Exit::Done } else { Exit::Failed })
+}
+
+/// Shows what a mount in the background prefetches, until nothing more of it comes. Neither depends on it: an interrupt ends the bars alone.
+pub(super) fn watch(plan: &MountPlan, mount: &MountDir, lineage: &Lineage, store: &Store) {
+    let coming = coming(plan, lineage, store);
+    if coming.is_empty() {
+        return;
+    }
+    report::note(&format!("{} is mounted; its layers come, and Ctrl-C ends these bars only", plan.mounting.mountpoint.display()));
+    let bars = fetch::bars();
+    let mut display = Display::new(store, &coming, Some(bars.clone()));
+    let mut moved = Instant::now();
+    while !look(&mut display, store, mount) {
+        // None while it begins or goes.
+        let reports = mount.read_layers().ok().flatten().unwrap_or_default();
+        if reports.iter().any(|report| matches!(report.state, LayerStatus::Waiting | LayerStatus::Fetching)) {
+            moved = Instant::now();
+        }
+        if moved.elapsed() >= WATCH_PATIENCE || !mount.is_alive().unwrap_or(false) {
+            break;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    _ = bars.clear();
+}
+
+/// What is prefetched and not here, each layer once.
+fn coming<'a>(plan: &MountPlan, lineage: &'a Lineage, store: &Store) -> Vec<&'a KitLayer> {
+    let prefetched = fetch::distinct(lineage, &plan.mounting.prefetch.of(&lineage.layers)).into_iter().map(|(_, layer)| layer);
+    prefetched.filter(|layer| !is_here(store, layer)).collect()
+}
+
+/// Lines, and bars below them as long as something comes.
+#[derive(Debug, Clone, Default)]
+struct Screen(Arc<Mutex<Option<MultiProgress>>>);
+
+impl Screen {
+    /// Shows a line that the log has made so that it cannot speak to a terminal.
+    fn say(&self, line: &str) {
+        match &*self.bars() {
+            // A terminal that is gone shows nothing.
+            Some(bars) => _ = bars.println(line),
+            None => report::line(line),
+        }
+    }
+
+    /// From now on there are bars.
+    fn draw(&self) -> MultiProgress {
+        self.bars().insert(fetch::bars()).clone()
+    }
+
+    /// The bars go.
+    fn clear(&self) {
+        if let Some(bars) = self.bars().take() {
+            _ = bars.clear();
+        }
+    }
+
+    fn bars(&self) -> MutexGuard<'_, Option<MultiProgress>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Brings the bars up to date, and says whether nothing more is to come.
+fn look(display: &mut Display<'_>, store: &Store, mount: &MountDir) -> bool {
+    display.look();
+    // None before the worker has written them, and when the mount is going.
+    let reports = mount.read_layers().ok().flatten().unwrap_or_default();
+    for layer in display.waiting() {
+        let failed = |report: &&LayerReport| report.digest == layer.spec.descriptor.digest && report.state == LayerStatus::Failed;
+        if is_here(store, layer) {
+            display.ended(&layer.spec.key(), None);
+        } else if let Some(error) = reports.iter().find(failed).and_then(|report| report.error.as_ref()) {
+            display.ended(&layer.spec.key(), Some(error));
+        }
+    }
+    display.waiting().is_empty()
+}
+
+fn is_here(store: &Store, layer: &KitLayer) -> bool {
+    store.state(&layer.spec.key()) == LayerState::Cached
+}
