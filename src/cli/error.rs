@@ -413,7 +413,7 @@ pub(super) fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
         error if mentions(error, "certificate") => {
             vec!["if its certificate is signed by an authority of your own, name that with `--ca-cert FILE`".into()]
         }
-        SourceError::Stalled { place, .. } if place.starts_with("oci-archive:") => {
+        SourceError::Late { place, .. } if place.starts_with("oci-archive:") => {
             vec!["a compressed archive is uncompressed as a whole before it can be used: `gunzip` it if it is large".into()]
         }
         SourceError::Denied { .. } => {
@@ -497,7 +497,7 @@ mod tests {
                 "docker login",
             ),
             (resolve(SourceError::Stalled { place, what: what.clone(), seconds: 20 }), Exit::Failed, "--offline"),
-            (resolve(SourceError::Stalled { place: "oci-archive:x".into(), what, seconds: 45 }), Exit::Failed, "gunzip"),
+            (resolve(SourceError::Late { place: "oci-archive:x".into(), what, seconds: 45, source: None }), Exit::Failed, "gunzip"),
             (
                 resolve(SourceError::Local { path: "x".into(), source: io::ErrorKind::PermissionDenied.into() }),
                 Exit::Missing,
