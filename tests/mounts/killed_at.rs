@@ -110,13 +110,16 @@ impl Stage {
     /// Serves another kit than before: an archive of several files, and a layer of one of five other kinds, if it is not [`ARCHIVE`].
     pub fn serve(&mut self, kind: usize) -> Served {
         let number = self.served.len() as u64;
-        let tree = Tree::new()
+        let mut tree = Tree::new()
             .file("plain/big.bin", bytes(10 * number, MIB + 300_000))
             .file("plain/more/big.bin", bytes(10 * number + 1, MIB + 7))
-            .file("plain/small.txt", format!("small {number}"))
-            .file("other", bytes(10 * number + 2, MIB + 4000))
-            .file("files/note.txt", format!("note {number}"))
-            .file("files/big.bin", bytes(10 * number + 3, MIB + 100));
+            .file("plain/small.txt", format!("small {number}"));
+        if kind != ARCHIVE {
+            tree = tree
+                .file("other", bytes(10 * number + 2, MIB + 4000))
+                .file("files/note.txt", format!("note {number}"))
+                .file("files/big.bin", bytes(10 * number + 3, MIB + 100));
+        }
         let kitfile = Kitfile::new("kit").dataset("plain");
         let kitfile = match kind {
             0 => kitfile.gzip().dataset("files"),
@@ -419,15 +422,15 @@ impl Scenario {
         (served, arguments)
     }
 
-    /// What the command comes by, for each kind of kit, when nothing happens to it.
-    pub fn traces(&self, stage: &mut Stage) -> Vec<(usize, Vec<String>)> {
+    /// What the command comes by, for each of these kinds of kit, when nothing happens to it.
+    pub fn traces(&self, stage: &mut Stage, kinds: &[usize]) -> Vec<(usize, Vec<String>)> {
         let trace_of = |&kind: &usize| {
             let (_, arguments) = self.begin(stage, kind);
             stage.steps.forget();
             stage.kitfs(&as_text(&arguments)).ok();
             (kind, stage.steps.trace())
         };
-        self.kinds.iter().map(trace_of).collect()
+        kinds.iter().map(trace_of).collect()
     }
 }
 
@@ -435,7 +438,7 @@ impl Scenario {
 fn killed_in(name: &str) {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).expect("a scenario");
     let mut stage = Stage::new();
-    let traces = scenario.traces(&mut stage);
+    let traces = scenario.traces(&mut stage, scenario.kinds);
     for (number, (kind, step)) in plan(name, &traces).into_iter().enumerate() {
         // What several layers at once come by is chance to some degree, and how often something happens even more.
         let tries = if step.contains('@') { 1 } else { 3 };
