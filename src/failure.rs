@@ -62,7 +62,7 @@ impl ErrorClass {
         match error {
             SourceError::NotFound { .. } => Self::Missing,
             SourceError::Denied { .. } => Self::Denied,
-            SourceError::Stalled { .. } => Self::Stalled,
+            SourceError::Stalled { .. } | SourceError::Unconnected { .. } | SourceError::Late { .. } => Self::Stalled,
             SourceError::Unavailable { .. } | SourceError::Protocol { .. } => Self::Network,
             SourceError::Local { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Self::Missing,

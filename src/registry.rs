@@ -172,9 +172,9 @@ impl Registry {
         attempt: impl Fn() -> F,
     ) -> Result<Document, SourceError> {
         let timing = self.endpoint.timing;
+        // A wait that the time for the document has no room for is no wait: its cause is reported, not the end of the time.
+        let mut tries = Tries::new(Timing { silence: timing.document.min(timing.silence), ..timing });
         let attempts = async {
-            // A wait that the time for the document has no room for is no wait: its cause is reported, not the end of the time.
-            let mut tries = Tries::new(Timing { silence: timing.document.min(timing.silence), ..timing });
             let mut short = None;
             loop {
                 let (document, failure) = match attempt().await {
@@ -197,9 +197,11 @@ impl Registry {
                 }
             }
         };
-        let late =
-            || SourceError::Stalled { place: self.endpoint.place.clone(), what: what.to_owned(), seconds: timing.document.as_secs() };
-        tokio::time::timeout(timing.document, attempts).await.unwrap_or_else(|_| Err(late()))
+        let Ok(ended) = tokio::time::timeout(timing.document, attempts).await else {
+            let (place, what, seconds) = (self.endpoint.place.clone(), what.to_owned(), timing.document.as_secs());
+            return Err(SourceError::Late { place, what, seconds, source: tries.last().map(Box::new) });
+        };
+        ended
     }
 
     async fn attempt(&self, url: &Url, what: &str, accept: Option<&str>, size: Size) -> Result<Document, Failure> {

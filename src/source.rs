@@ -118,7 +118,30 @@ pub enum SourceError {
         /// The HTTP status, or the file system's word.
         status: String,
     },
-    /// No byte came for too long, or no connection could be made in time.
+    /// No connection could be made in time.
+    #[error("{place}: {what}: no connection within {seconds} s")]
+    Unconnected {
+        /// The source's name, or the URL without its query.
+        place: String,
+        /// What was to be asked for.
+        what: String,
+        /// How long was waited, in seconds.
+        seconds: u64,
+    },
+    /// There was time for several attempts, and it is over.
+    #[error("{place}: {what}: it did not come within {seconds} s")]
+    Late {
+        /// The source's name.
+        place: String,
+        /// What was asked for.
+        what: String,
+        /// How long was waited, in seconds.
+        seconds: u64,
+        /// How the last attempt ended, if one did.
+        #[source]
+        source: Option<Box<Self>>,
+    },
+    /// No byte came for too long.
     #[error("{place}: {what}: no byte for {seconds} s")]
     Stalled {
         /// The source's name, or the URL without its query.

@@ -387,10 +387,10 @@ fn session(adapter: Adapter, agreed: &Agreed, device: OwnedFd) -> io::Result<Ses
     Ok(session)
 }
 
-/// Layers that are fetched before anybody asks, in manifest order.
+/// Layers that are fetched before anybody asks, in manifest order. Also those that another process is at: it may be gone before it has them.
 fn prefetched(plan: &MountPlan, layers: &[KitLayer], fs: &Fs) -> Vec<u16> {
     let slots = plan.mounting.prefetch.of(layers).into_iter().filter_map(|position| u16::try_from(position + 1).ok());
-    slots.filter(|&slot| matches!(fs.standing(slot), LayerStanding::Absent)).collect()
+    slots.filter(|&slot| !matches!(fs.standing(slot), LayerStanding::Cached | LayerStanding::Failed(_))).collect()
 }
 
 /// Does what the supervisor says. If it is gone, the mount is detached: nobody else would, and whoever has files open can go on with them.

@@ -420,7 +420,7 @@ pub(super) fn hints_of_source(error: &SourceError) -> Vec<Cow<'static, str>> {
         SourceError::Unavailable { source: Some(_), .. } => {
             vec!["see that its name is right, that it runs, and that it can be reached from here, past firewalls and proxies".into()]
         }
-        SourceError::Stalled { place, .. } if place.starts_with("oci-archive:") => {
+        SourceError::Late { place, .. } if place.starts_with("oci-archive:") => {
             vec!["a compressed archive is uncompressed as a whole before it can be used: `gunzip` it if it is large".into()]
         }
         SourceError::Denied { .. } => {
@@ -508,7 +508,7 @@ mod tests {
                 "docker login",
             ),
             (resolve(SourceError::Stalled { place, what: what.clone(), seconds: 20 }), Exit::Failed, "--offline"),
-            (resolve(SourceError::Stalled { place: "oci-archive:x".into(), what, seconds: 45 }), Exit::Failed, "gunzip"),
+            (resolve(SourceError::Late { place: "oci-archive:x".into(), what, seconds: 45, source: None }), Exit::Failed, "gunzip"),
             (
                 resolve(SourceError::Local { path: "x".into(), source: io::ErrorKind::PermissionDenied.into() }),
                 Exit::Missing,

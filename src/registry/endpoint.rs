@@ -338,7 +338,11 @@ impl Endpoint {
         let error = error.without_url();
         let what = what.to_owned();
         if error.is_timeout() {
-            return Failure::again(SourceError::Stalled { place, what, seconds: self.timing.connect.as_secs() });
+            let seconds = self.timing.connect.as_secs();
+            return Failure::again(match error.is_connect() {
+                true => SourceError::Unconnected { place, what, seconds },
+                false => SourceError::Stalled { place, what, seconds },
+            });
         }
         let unavailable = |place, reason: &str, source| SourceError::Unavailable {
             place,

@@ -68,11 +68,12 @@ pub(super) struct Tries {
     timing: Timing,
     delays: ExponentialBackoff,
     since: Instant,
+    last: Option<SourceError>,
 }
 
 impl Tries {
     pub(super) fn new(timing: Timing) -> Self {
-        Self { delays: delays(timing), since: Instant::now(), timing }
+        Self { delays: delays(timing), since: Instant::now(), last: None, timing }
     }
 
     /// Something new came: all attempts are there again, and the silence begins anew.
@@ -91,6 +92,11 @@ impl Tries {
         self.since + self.timing.silence
     }
 
+    /// How the last attempt ended that was followed by another one.
+    pub(super) fn last(self) -> Option<SourceError> {
+        self.last
+    }
+
     /// Waits until the next attempt is due, or says that there is none.
     pub(super) async fn again(&mut self, failure: Failure) -> Result<(), SourceError> {
         let (error, after) = match failure {
@@ -106,6 +112,7 @@ impl Tries {
             return Err(error);
         }
         tracing::warn!(error = chain(&error), seconds = delay.max(after).as_secs_f64(), "trying again");
+        self.last = Some(error);
         tokio::time::sleep_until(due).await;
         Ok(())
     }

@@ -74,6 +74,6 @@ pub async fn asking<T, E: From<SourceError>>(
 ) -> Result<T, E> {
     tokio::time::timeout_at(until.into(), work).await.unwrap_or_else(|_| {
         let (place, what) = (source.name().to_owned(), "manifest and config".to_owned());
-        Err(SourceError::Stalled { place, what, seconds: limits::BEFORE_MOUNT_S }.into())
+        Err(SourceError::Late { place, what, seconds: limits::BEFORE_MOUNT_S, source: None }.into())
     })
 }

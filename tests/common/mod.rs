@@ -1,6 +1,7 @@
 //! What the integration tests share. Each test crate uses a part of it.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::print_stderr)]
 
+pub mod blackhole;
 pub mod disk;
 pub mod docker_registry;
 pub mod fixtures;

@@ -10,17 +10,16 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use crate::common::disk::Disk;
 use crate::common::kitfs::{Host, Mode, Mount};
 use crate::common::pack::{Kitfile, Tree};
-use crate::common::process::{run, signal_process, within};
+use crate::common::process::{signal_process, within};
 use crate::common::registry::Registry;
 use crate::common::shown::read;
-use crate::common::steps::Steps;
 use crate::kits::{MIB, bytes, parts};
 
 /// Longer than any error may take to come, and any wait after it.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads a file of a mount, which must not take for ever.
-fn try_read(mount: &Mount, name: &str) -> Result<Vec<u8>, i32> {
+pub fn try_read(mount: &Mount, name: &str) -> Result<Vec<u8>, i32> {
     let path = mount.path(name);
     within(LIMIT, "reading", move || read(&path))
 }
@@ -38,12 +37,12 @@ fn read_at_last(mount: &Mount, name: &str, errno: i32) -> Vec<u8> {
     }
 }
 
-fn restarts(mount: &Mount) -> u64 {
+pub fn restarts(mount: &Mount) -> u64 {
     mount.status()["restarts"].as_u64().expect("a number")
 }
 
 /// Nothing that was begun is left, and the cache is whole.
-fn assert_clean(host: &Host) {
+pub fn assert_clean(host: &Host) {
     host.kitfs(&["cache", "prune"]).ok();
     for place in ["ingest", "trash"] {
         let left: Vec<_> =
@@ -386,158 +385,5 @@ fn an_index_on_a_failing_disk_is_an_error_and_kills_no_worker_twice() {
     }
     assert_eq!(restarts(&mount), 1);
     mount.umount().ok();
-    assert_clean(&host);
-}
-
-const ERRNOS: [(&str, i32); 6] = [
-    ("ENOSPC", libc::ENOSPC),
-    ("EDQUOT", libc::EDQUOT),
-    ("EIO", libc::EIO),
-    ("EROFS", libc::EROFS),
-    ("EMFILE", libc::EMFILE),
-    ("ENFILE", libc::ENFILE),
-];
-
-/// What a reader hears if the worker hears this.
-fn heard(errno: i32) -> i32 {
-    if errno == libc::EROFS { libc::EIO } else { errno }
-}
-
-/// The steps of a trace, each once; `fits` picks the processes.
-fn names(steps: &Steps, fits: impl Fn(u64) -> bool) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for (name, process) in steps.lines() {
-        if !name.starts_with('+') && fits(process) && !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
-}
-
-/// Each step on the way of a layer to a reader fails once, each with another errno.
-#[test]
-fn every_step_of_a_worker_may_fail() {
-    let host = Host::new(Mode::Passthrough);
-    let registry = Registry::start();
-    let steps = Steps::new(host.folder("steps"));
-    let labels: Vec<String> = (0..110).map(|number| format!("part-{number:03}")).collect();
-    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-    let kit = parts(&labels, MIB + 1000);
-    let reference = kit.serve(&registry, "acme/kit", "v1");
-    let mount = host.try_mount_in(&reference, &["--prefetch", "none"], &[steps.variable()]).expect("a mount");
-    let worker = mount.worker_pid();
-    let file = |number: usize| format!("{}/part.bin", labels[number]);
-    // The way as it is.
-    steps.forget();
-    assert!(try_read(&mount, &file(0)).is_ok());
-    await_step(&steps, "sync:durable");
-    let names = names(&steps, |process| process == worker as u64);
-    assert!(names.len() > 60 && names.len() < labels.len(), "{names:?}");
-    let (mut failed, mut missed) = (Vec::new(), Vec::new());
-    for (number, name) in names.iter().enumerate() {
-        let (errno, value) = ERRNOS[number % ERRNOS.len()];
-        steps.forget();
-        steps.plan(&format!("{name} {errno}\n"));
-        match try_read(&mount, &file(number + 1)) {
-            Ok(content) => assert!(content == kit.tree.content(&file(number + 1)), "{name} {errno}"),
-            Err(error) => {
-                assert_eq!(error, heard(value), "{name} {errno}\n{}", mount.log());
-                failed.push(name);
-            }
-        }
-        if !await_step(&steps, name) {
-            missed.push(name);
-        }
-        steps.clear();
-    }
-    assert!(failed.len() > 40, "{failed:?}");
-    assert!(missed.len() < 4, "{missed:?}");
-    for number in 0..names.len() + 1 {
-        let until = Instant::now() + LIMIT;
-        while try_read(&mount, &file(number)).map(|content| assert!(content == kit.tree.content(&file(number)))).is_err() {
-            assert!(Instant::now() < until, "{} does not come back\n{}", file(number), mount.log());
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-    assert_eq!((mount.worker_pid(), restarts(&mount)), (worker, 0));
-    mount.umount().ok();
-    assert_clean(&host);
-}
-
-/// Waits until a process has come by a step; false if none does for a while.
-fn await_step(steps: &Steps, name: &str) -> bool {
-    let until = Instant::now() + Duration::from_secs(5);
-    while !steps.trace().iter().any(|other| other == name) {
-        if Instant::now() > until {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    true
-}
-
-/// Each step of these commands fails once, each with another errno: what it was and where is said, and the same command works when it is over.
-#[test]
-fn every_step_of_a_command_may_fail() {
-    let host = Host::new(Mode::Cached);
-    let registry = Registry::start();
-    let steps = Steps::new(host.folder("steps"));
-    let references: Vec<String> = (0..200)
-        .map(|number| parts(&[format!("part-{number:03}").as_str()], MIB + 1000).serve(&registry, &format!("acme/kit-{number}"), "v1"))
-        .collect();
-    let run = |arguments: &[&str]| {
-        let (variable, folder) = steps.variable();
-        run(host.command(arguments).env(variable, folder), LIMIT)
-    };
-    let mut fresh = references.iter();
-    let mut seen: Vec<String> = Vec::new();
-    let mut failed = 0;
-    for command in ["pull", "verify", "prune"] {
-        // Each time a kit of its own is fetched, verified or evicted.
-        let mut prepare = || {
-            let reference = fresh.next().expect("as many kits as steps");
-            if command != "pull" {
-                host.kitfs(&["pull", "--plain-http", reference]).ok();
-            }
-            match command {
-                "prune" => vec!["cache", "prune", "--all"],
-                command => vec![command, "--plain-http", reference],
-            }
-        };
-        steps.forget();
-        run(&prepare()).ok();
-        let new: Vec<String> = names(&steps, |_| true).into_iter().filter(|name| !seen.contains(name)).collect();
-        let mut missed = Vec::new();
-        for (number, name) in new.iter().enumerate() {
-            let (errno, value) = ERRNOS[number % ERRNOS.len()];
-            let arguments = prepare();
-            steps.forget();
-            steps.plan(&format!("{name} {errno}\n"));
-            let output = run(&arguments);
-            if !steps.trace().contains(name) {
-                missed.push(name);
-            }
-            steps.clear();
-            if output.code() != 0 {
-                let cause = std::io::Error::from_raw_os_error(value).to_string();
-                assert_eq!(output.code(), 1, "{name} {errno}: {output:#?}");
-                assert!(output.stderr.contains(&cause) || output.stderr.contains("withdrawn"), "{name} {errno}: {output:#?}");
-                assert!(output.stderr.contains("/cache") || output.stderr.contains("sha256:"), "{name} {errno}: {output:#?}");
-                failed += 1;
-            }
-        }
-        // So many kits take their time on a busy disk.
-        let within_reach = |arguments: &[&str]| drop(crate::common::process::run(&mut host.command(arguments), 5 * LIMIT).ok());
-        let all: Vec<&str> = references.iter().map(String::as_str).collect();
-        let again = match command {
-            "pull" => [&["pull", "--plain-http"], &all[..=new.len()]].concat(),
-            "verify" => vec!["verify", "--all"],
-            _ => vec!["cache", "prune", "--all"],
-        };
-        within_reach(&again);
-        assert!(missed.len() < 3, "{command}: {missed:?}");
-        seen.extend(new);
-    }
-    assert!(failed > 60, "{failed} of {seen:?}");
     assert_clean(&host);
 }

@@ -13,7 +13,7 @@ use crate::common::process::{Running, within};
 use crate::common::registry::{Fault, Gate, Target, Times};
 use crate::common::shown::read;
 use crate::kits::{MIB, bytes};
-use crate::stage::{ARCHIVE, Served, Stage, damage_indexes, damage_layers, pull};
+use crate::stage::{ARCHIVE, Served, Stage, damage_indexes, damage_layers, name_of, pull};
 
 /// The kinds that have another layer, too.
 const KINDS: &[usize] = &[0, 1, 2, 3, 4];
@@ -21,7 +21,7 @@ const KINDS: &[usize] = &[0, 1, 2, 3, 4];
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// Scenarios, and the steps at which a process is killed in each.
-const TABLE: &[(&str, &str)] = &[
+pub const TABLE: &[(&str, &str)] = &[
     (
         "pull",
         "chmod:data chmod:durable chmod:new-document chmod:new-index chmod:pack chmod:visible create:begun create:data \
@@ -84,12 +84,7 @@ fn plan(name: &str, traces: &[(usize, Vec<String>)]) -> Vec<(usize, String)> {
     let mine = steps_of(name);
     traces.iter().for_each(|(_, trace)| assert_named(name, trace));
     if !is_thorough() {
-        let kind = |(number, step): (usize, &str)| {
-            let mut rotated = traces.iter().cycle().skip(number).take(traces.len());
-            let found = rotated.find(|(_, trace)| trace.iter().any(|passed| passed == step));
-            (found.unwrap_or_else(|| panic!("{name}: nobody comes by {step}")).0, step.to_owned())
-        };
-        return mine.into_iter().enumerate().map(kind).collect();
+        return mine.into_iter().enumerate().map(|(number, step)| (kind_for(name, step, number, traces), step.to_owned())).collect();
     }
     let mut all = Vec::new();
     for (kind, trace) in traces {
@@ -104,39 +99,135 @@ fn plan(name: &str, traces: &[(usize, Vec<String>)]) -> Vec<(usize, String)> {
     all
 }
 
-fn steps_of(name: &str) -> Vec<&'static str> {
+/// The kind of kit with which somebody comes by the step; another one for each `number`, if there are several.
+pub fn kind_for(name: &str, step: &str, number: usize, traces: &[(usize, Vec<String>)]) -> usize {
+    let mut rotated = traces.iter().cycle().skip(number).take(traces.len());
+    let found = rotated.find(|(_, trace)| trace.iter().any(|passed| passed == step));
+    found.unwrap_or_else(|| panic!("{name}: nobody comes by {step}")).0
+}
+
+pub fn steps_of(name: &str) -> Vec<&'static str> {
     TABLE.iter().find(|(scenario, _)| *scenario == name).expect("in the table").1.split_whitespace().collect()
 }
 
 /// Every step that was come by is in the table.
-fn assert_named(name: &str, trace: &[String]) {
+pub fn assert_named(name: &str, trace: &[String]) {
     let all: BTreeSet<&str> = TABLE.iter().flat_map(|(_, steps)| steps.split_whitespace()).collect();
     let unnamed: BTreeSet<_> = trace.iter().filter(|step| !all.contains(step.as_str())).collect();
     assert!(unnamed.is_empty(), "{name}: steps that are not in the table: {unnamed:?}");
 }
 
-/// One scenario: what is there before, and the command that is killed.
-fn scenario(name: &str, kinds: &[usize], prepare: impl Fn(&Stage, &Served), arguments: impl Fn(&Served) -> Vec<String>) {
-    let mut stage = Stage::new();
-    let begin = |stage: &mut Stage, kind: usize| {
+/// What is there before, and the command that comes by the steps. Of each kit once.
+pub struct Scenario {
+    pub name: &'static str,
+    pub kinds: &'static [usize],
+    prepare: fn(&Stage, &Served),
+    arguments: fn(&Served) -> Vec<String>,
+}
+
+/// Those that are a command; others are made by hand below.
+pub const SCENARIOS: [Scenario; 9] = [
+    Scenario { name: "pull", kinds: KINDS, prepare: |_, _| {}, arguments: |served| owned(&pull(served)) },
+    // What the first one left behind is gone on with.
+    Scenario {
+        name: "resume",
+        kinds: &[ARCHIVE],
+        prepare: |stage, served| stage.killed_at("write:data@2", &pull(served)),
+        arguments: |served| owned(&pull(served)),
+    },
+    Scenario {
+        name: "evict",
+        kinds: KINDS,
+        prepare: |stage, served| drop(stage.pull(served).ok()),
+        arguments: |_| owned(&["cache", "prune", "--all"]),
+    },
+    // An index that is lost or damaged is made anew from what is here.
+    Scenario {
+        name: "index",
+        kinds: KINDS,
+        prepare: |stage, served| {
+            stage.pull(served).ok();
+            damage_indexes(stage, served);
+        },
+        arguments: |served| owned(&pull(served)),
+    },
+    // A layer that is not what it was is withdrawn and fetched again.
+    Scenario {
+        name: "damage",
+        kinds: KINDS,
+        prepare: |stage, served| {
+            stage.pull(served).ok();
+            damage_layers(stage, served);
+        },
+        arguments: |served| owned(&["verify", "--repair", "--plain-http", &served.reference]),
+    },
+    // What was stored in another boot and never synced is verified before it is used.
+    Scenario {
+        name: "boot",
+        kinds: KINDS,
+        prepare: |stage, served| {
+            stage.killed_at("durable:begin", &pull(served));
+            stage.steps.boot(&format!("boot of {}", name_of(served)));
+        },
+        arguments: |served| owned(&pull(served)),
+    },
+    // What was stored in this boot and not synced by whoever did is synced by the next one.
+    Scenario {
+        name: "sync",
+        kinds: KINDS,
+        prepare: |stage, served| stage.killed_at("durable:begin", &pull(served)),
+        arguments: |served| owned(&pull(served)),
+    },
+    // Pins and limits, another limit each time.
+    Scenario {
+        name: "limits",
+        kinds: KINDS,
+        prepare: |stage, served| drop(stage.pull(served).ok()),
+        arguments: |served| {
+            let number: u64 = name_of(served).trim_start_matches(|letter: char| !letter.is_ascii_digit()).parse().expect("a number");
+            owned(&["pull", "--plain-http", "--pin", "--cache-size", &format!("{}GiB", 20 + number), &served.reference])
+        },
+    },
+    Scenario {
+        name: "unpin",
+        kinds: KINDS,
+        prepare: |stage, served| drop(stage.kitfs(&["pull", "--plain-http", "--pin", &served.reference]).ok()),
+        arguments: |_| owned(&["cache", "unpin", "--all"]),
+    },
+];
+
+impl Scenario {
+    /// Prepares another kit, and says with which arguments the command is run.
+    pub fn begin(&self, stage: &mut Stage, kind: usize) -> (Served, Vec<String>) {
         let served = stage.serve(kind);
-        prepare(stage, &served);
-        let arguments = arguments(&served);
+        (self.prepare)(stage, &served);
+        let arguments = (self.arguments)(&served);
         (served, arguments)
-    };
-    let trace_of = |&kind: &usize| {
-        let (_, arguments) = begin(&mut stage, kind);
-        stage.steps.forget();
-        stage.kitfs(&as_text(&arguments)).ok();
-        (kind, stage.steps.trace())
-    };
-    let traces: Vec<_> = kinds.iter().map(trace_of).collect();
+    }
+
+    /// What the command comes by, for each of these kinds of kit, when nothing happens to it.
+    pub fn traces(&self, stage: &mut Stage, kinds: &[usize]) -> Vec<(usize, Vec<String>)> {
+        let trace_of = |&kind: &usize| {
+            let (_, arguments) = self.begin(stage, kind);
+            stage.steps.forget();
+            stage.kitfs(&as_text(&arguments)).ok();
+            (kind, stage.steps.trace())
+        };
+        kinds.iter().map(trace_of).collect()
+    }
+}
+
+/// Kills the command of a scenario at each of its steps.
+fn killed_in(name: &str) {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).expect("a scenario");
+    let mut stage = Stage::new();
+    let traces = scenario.traces(&mut stage, scenario.kinds);
     let by_chance = steps_of("sometimes");
     for (number, (kind, step)) in plan(name, &traces).into_iter().enumerate() {
         // What several layers at once come by is chance to some degree, and how often something happens even more.
         let tries = if step.contains('@') { 1 } else { 3 };
         let Some((served, arguments)) = (0..tries).find_map(|_| {
-            let (served, arguments) = begin(&mut stage, kind);
+            let (served, arguments) = scenario.begin(&mut stage, kind);
             stage.try_killed_at(&step, &as_text(&arguments)).then_some((served, arguments))
         }) else {
             assert!(step.contains('@') || by_chance.contains(&step.as_str()), "{name}: nobody came by {step}");
@@ -155,7 +246,7 @@ fn scenario(name: &str, kinds: &[usize], prepare: impl Fn(&Stage, &Served), argu
     assert_named(name, &stage.steps.trace());
 }
 
-fn as_text(arguments: &[String]) -> Vec<&str> {
+pub fn as_text(arguments: &[String]) -> Vec<&str> {
     arguments.iter().map(String::as_str).collect()
 }
 
@@ -165,78 +256,47 @@ pub fn owned(arguments: &[&str]) -> Vec<String> {
 
 #[test]
 fn a_killed_pull() {
-    scenario("pull", KINDS, |_, _| {}, |served| owned(&pull(served)));
+    killed_in("pull");
 }
 
-/// What the first one left behind is gone on with.
 #[test]
 fn a_killed_resumption() {
-    scenario("resume", &[ARCHIVE], |stage, served| stage.killed_at("write:data@2", &pull(served)), |served| owned(&pull(served)));
+    killed_in("resume");
 }
 
 #[test]
 fn a_killed_eviction() {
-    scenario("evict", KINDS, |stage, served| drop(stage.pull(served).ok()), |_| owned(&["cache", "prune", "--all"]));
+    killed_in("evict");
 }
 
-/// An index that is lost or damaged is made anew from what is here.
 #[test]
 fn a_killed_repair_of_an_index() {
-    let damaged = |stage: &Stage, served: &Served| {
-        stage.pull(served).ok();
-        damage_indexes(stage, served);
-    };
-    scenario("index", KINDS, damaged, |served| owned(&pull(served)));
+    killed_in("index");
 }
 
-/// A layer that is not what it was is withdrawn and fetched again.
 #[test]
 fn a_killed_repair_of_a_layer() {
-    let damaged = |stage: &Stage, served: &Served| {
-        stage.pull(served).ok();
-        damage_layers(stage, served);
-    };
-    scenario("damage", KINDS, damaged, |served| owned(&["verify", "--repair", "--plain-http", &served.reference]));
+    killed_in("damage");
 }
 
-/// What was stored in another boot and never synced is verified before it is used.
 #[test]
 fn a_killed_verification_after_a_boot() {
-    let boots = std::cell::Cell::new(0);
-    let boot = |stage: &Stage, served: &Served| {
-        stage.killed_at("durable:begin", &pull(served));
-        boots.set(boots.get() + 1);
-        stage.steps.boot(&format!("boot {}", boots.get()));
-    };
-    scenario("boot", KINDS, boot, |served| owned(&pull(served)));
+    killed_in("boot");
 }
 
-/// What was stored in this boot and not synced by whoever did is synced by the next one.
 #[test]
 fn a_killed_sync_for_another() {
-    scenario("sync", KINDS, |stage, served| stage.killed_at("durable:begin", &pull(served)), |served| owned(&pull(served)));
+    killed_in("sync");
 }
 
-/// Pins and limits.
 #[test]
 fn a_killed_change_of_a_limit() {
-    let numbers = std::cell::Cell::new(0);
-    scenario(
-        "limits",
-        KINDS,
-        |stage, served| drop(stage.pull(served).ok()),
-        |served| {
-            numbers.set(numbers.get() + 1);
-            let size = format!("{}GiB", 20 + numbers.get());
-            owned(&["pull", "--plain-http", "--pin", "--cache-size", &size, &served.reference])
-        },
-    );
+    killed_in("limits");
 }
 
 #[test]
 fn a_killed_change_of_a_pin() {
-    let pinned = |stage: &Stage, served: &Served| drop(stage.kitfs(&["pull", "--plain-http", "--pin", &served.reference]).ok());
-    scenario("unpin", KINDS, pinned, |_| owned(&["cache", "unpin", "--all"]));
+    killed_in("unpin");
 }
 
 /// The source fails in the middle, and who puts away what came is killed at it.
@@ -254,24 +314,28 @@ fn a_killed_suspension() {
     }
 }
 
-/// What the code names is in the table, whether somebody came by it or not.
-#[test]
-fn every_step_of_the_code_is_in_the_table() {
-    let mut named = Vec::new();
+/// The steps that the code names in calls of `call`, which is `step` or `point`.
+pub fn named_in_code(call: &str) -> BTreeSet<String> {
+    let mut named = BTreeSet::new();
     let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(next) = open.pop() {
         if next.is_dir() {
             open.extend(fs::read_dir(next).expect("a folder").map(|entry| entry.expect("an entry").path()));
         } else if !next.ends_with("rehearsal/steps.rs") {
             let text = fs::read_to_string(next).expect("a source");
-            for call in ["step(\"", "point(\""] {
-                let names = text.split(call).skip(1).filter_map(|rest| rest.split('"').next());
-                named.extend(names.filter(|name| name.contains(':')).map(str::to_owned));
-            }
+            let named_call = format!("{call}(\"");
+            let names = text.split(&named_call).skip(1).filter_map(|rest| rest.split('"').next());
+            named.extend(names.filter(|name| name.contains(':')).map(str::to_owned));
         }
     }
-    assert!(named.len() > 20, "the looking is broken: {named:?}");
-    assert_named("the code", &named);
+    assert!(named.len() > 8, "the looking is broken: {named:?}");
+    named
+}
+
+/// What the code names is in the table, whether somebody came by it or not.
+#[test]
+fn every_step_of_the_code_is_in_the_table() {
+    assert_named("the code", &["step", "point"].map(named_in_code).into_iter().flatten().collect::<Vec<_>>());
 }
 
 /// Who waits for another process, and goes on where that one was killed, is killed at it.
@@ -356,7 +420,7 @@ fn a_killed_worker() {
     stage.assert_clean(name);
 }
 
-fn await_that(what: &str, mut wanted: impl FnMut() -> bool) {
+pub fn await_that(what: &str, mut wanted: impl FnMut() -> bool) {
     let until = Instant::now() + LIMIT;
     while !wanted() {
         assert!(Instant::now() < until, "{LIMIT:?} and not yet: {what}");

@@ -16,6 +16,7 @@ mod crash;
 mod disk;
 mod doctor;
 mod eviction;
+mod failed_at;
 mod fault_registry;
 mod filters;
 mod fixtures_mount;

@@ -6,20 +6,25 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use kitfs::limits;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::common::blackhole::Blackhole;
 use crate::common::kitfs::{Host, Mode, Mount};
 use crate::common::pack::Kit;
-use crate::common::process::within;
+use crate::common::process::{Running, within};
 use crate::common::registry::{Auth, Registry};
 use crate::common::shown::read;
 use crate::kits::{MIB, parts};
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a busy machine may add to a limit.
+const SLACK: Duration = Duration::from_secs(25);
 
 fn read_part(mount: &Mount, name: &str) -> Result<Vec<u8>, i32> {
     let path = mount.path(&format!("{name}/part.bin"));
@@ -116,6 +121,69 @@ fn an_open_mount_follows_its_registry_to_another_address() {
         assert_eq!(mount.status()["restarts"], 0);
     });
     moved.join().expect("it follows");
+}
+
+/// Packets to it are dropped, as by a firewall or a host that is off: no refusal, no reset. It takes 70 s, since nothing less is longer than three attempts to
+/// connect and the back-off after them.
+#[test]
+fn an_address_that_swallows_packets_is_an_error_in_time_and_the_mount_goes_on_when_it_answers_again() {
+    let (host, other, registry) = (Host::new(Mode::Passthrough), Host::new(Mode::Passthrough), Registry::start());
+    let real: SocketAddr = registry.host().parse().expect("an address");
+    let kit = parts(&["one", "two", "three"], 2 * MIB);
+    // An address of its own, where no other test gets the port meanwhile.
+    let relay = Relay::start("127.0.0.7:0", real);
+    let address = relay.address.to_string();
+    let reference = kit.serve(&registry, "acme/parts", "v1").replace(&registry.host(), &address);
+    let mount = host.mount(&reference);
+    assert_right(&mount, &kit, "one");
+    let worker = mount.worker_pid();
+    drop(relay);
+    let hole = Blackhole::start(&address);
+    // All at once: somebody who reads, and commands of a host that has nothing.
+    let point = other.folder("mnt");
+    let guard = other.guard(&point);
+    let commands = [
+        other.mount_command(&reference, &point, &[]),
+        other.command(&["pull", "--plain-http", &reference]),
+        other.command(&["explain", "--allow-no-policy", "--plain-http", &reference]),
+    ];
+    let commands = commands.map(|mut command| Running::start(&mut command));
+    let two = mount.path("two/part.bin");
+    let reader = thread::spawn(move || within(Duration::from_secs(limits::SILENCE_S) + SLACK, "a read", move || read(&two)));
+    hole.await_asked(4);
+    assert_right(&mount, &kit, "one");
+    for command in commands {
+        let output = command.wait(Duration::from_secs(limits::BEFORE_MOUNT_S) + SLACK);
+        let said = format!("{}{}", output.stdout, output.stderr);
+        assert_eq!(output.code(), 1, "{output:#?}");
+        for part in [&address, "tag v1", "it did not come within 30 s", "no connection within 10 s"] {
+            assert!(said.contains(part), "{part}: {output:#?}");
+        }
+    }
+    assert!(!guard.is_mounted());
+    assert_eq!(reader.join().expect("a bounded wait"), Err(rustix::io::Errno::TIMEDOUT.raw_os_error()));
+    let lost = &kit.layer("two").digest;
+    let failed = mount.layer(lost);
+    let told = failed["error"].as_str().unwrap_or_default();
+    assert_eq!((&failed["state"], &failed["class"]), (&"failed".into(), &"stalled".into()), "{failed:#}");
+    assert!([address.as_str(), lost, "no connection within 10 s"].iter().all(|part| told.contains(part)), "{failed:#}");
+    assert_right(&mount, &kit, "one");
+    // Somebody who asks while nobody answers gets it when somebody does.
+    let three = mount.path("three/part.bin");
+    let reader = thread::spawn(move || within(LIMIT, "a read", move || read(&three)));
+    hole.await_asked(1);
+    drop(hole);
+    let _relay = Relay::start(&address, real);
+    assert!(reader.join().expect("a bounded wait").as_deref() == Ok(kit.tree.content("three/part.bin")), "{}", mount.log());
+    // And what had failed, after the back-off, during which it is the same error at once.
+    let until = Instant::now() + limits::BACKOFF_FIRST + SLACK;
+    while let Err(errno) = read_part(&mount, "two") {
+        assert_eq!(errno, rustix::io::Errno::TIMEDOUT.raw_os_error());
+        assert!(Instant::now() < until, "{}", mount.log());
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_right(&mount, &kit, "two");
+    assert_eq!((mount.worker_pid(), mount.status()["restarts"].as_u64()), (worker, Some(0)));
 }
 
 #[test]

@@ -163,3 +163,21 @@ fn a_killed_worker_s_fetch_goes_on_where_it_was(mode: Mode) {
     let sent = two.registry.sent(&layer.digest);
     assert!(sent < layer.blob.len() as u64 + 10 * MIB as u64, "{sent} bytes for {}", layer.blob.len());
 }
+
+/// A worker that started while another process fetched a layer left it out of what it prefetches, and when that process was gone nobody fetched it.
+#[test]
+fn what_another_process_fetches_when_a_mount_starts_is_prefetched_when_that_one_is_gone() {
+    let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+    let kit = parts(&["data"], 100_000);
+    let reference = kit.serve(&registry, "acme/parts", "v1");
+    let layer = &kit.layers[0].digest;
+    let gate = registry.hold(layer);
+    let pull = Running::start(&mut host.command(&["pull", "--plain-http", &reference]));
+    gate.await_held(1);
+    let mount = host.mount_with(&reference, &["--prefetch", "all"]);
+    mount.await_layer(layer, "fetching");
+    pull.signal(Signal::KILL);
+    pull.wait(LIMIT);
+    gate.open();
+    mount.await_layer(layer, "cached");
+}

@@ -51,13 +51,16 @@ impl Stage {
     /// Serves another kit than before: an archive of several files, and a layer of one of five other kinds, if it is not [`ARCHIVE`].
     pub fn serve(&mut self, kind: usize) -> Served {
         let number = self.served.len() as u64;
-        let tree = Tree::new()
+        let mut tree = Tree::new()
             .file("plain/big.bin", bytes(10 * number, MIB + 300_000))
             .file("plain/more/big.bin", bytes(10 * number + 1, MIB + 7))
-            .file("plain/small.txt", format!("small {number}"))
-            .file("other", bytes(10 * number + 2, MIB + 4000))
-            .file("files/note.txt", format!("note {number}"))
-            .file("files/big.bin", bytes(10 * number + 3, MIB + 100));
+            .file("plain/small.txt", format!("small {number}"));
+        if kind != ARCHIVE {
+            tree = tree
+                .file("other", bytes(10 * number + 2, MIB + 4000))
+                .file("files/note.txt", format!("note {number}"))
+                .file("files/big.bin", bytes(10 * number + 3, MIB + 100));
+        }
         let kitfile = Kitfile::new("kit").dataset("plain");
         let kitfile = match kind {
             0 => kitfile.gzip().dataset("files"),
@@ -206,7 +209,7 @@ impl Stage {
     }
 }
 
-fn name_of(served: &Served) -> &str {
+pub fn name_of(served: &Served) -> &str {
     let (_, name) = served.reference.split_once('/').expect("a registry");
     name.split_once(':').expect("a tag").0
 }

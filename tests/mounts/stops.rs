@@ -9,6 +9,8 @@ use crate::common::kitfs::{Host, Mode};
 use crate::common::process::{signal_process, within};
 use crate::common::registry::{Fault, Gate, Registry, Target, Times};
 use crate::common::shown::read;
+use crate::common::steps::Steps;
+use crate::killed_at::await_that;
 use crate::kits::{MIB, parts};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -25,21 +27,26 @@ fn whoever_was_stopped_together_goes_on_as_if_nothing_had_been() {
     let reference = kit.serve(&registry, "acme/parts", "v1");
     let gate = Gate::new();
     registry.fault(Target::Content(layer.clone()), Times::Always, Fault::HoldAt(12 * MIB as u64, gate.clone()));
-    let mounts = [host.mount(&reference), host.mount(&reference)];
+    let steps = Steps::new(host.folder("steps"));
+    let mount = || host.try_mount_in(&reference, &["--prefetch", "none"], &[steps.variable()]).expect("a mount");
+    let mounts = [mount(), mount()];
     let reader = |path: std::path::PathBuf| thread::spawn(move || within(LONG + LIMIT, "a read", move || read(&path)));
     let first = reader(mounts[0].path("data/part.bin"));
     gate.await_held(1);
     let second = reader(mounts[1].path("data/part.bin"));
     mounts[1].await_layer(&layer, "fetching");
-    // The one who waits has looked at the one who works.
-    thread::sleep(Duration::from_millis(500));
+    // The one who waits has looked at the one who works, and gone on waiting.
+    let waiter = mounts[1].worker_pid() as u64;
+    let looks = || steps.lines().iter().filter(|(step, process)| step == "read:progress" && *process == waiter).count();
+    await_that("a look", || looks() >= 2);
     let processes: Vec<i32> = mounts.iter().flat_map(|mount| [mount.supervisor_pid(), mount.worker_pid()]).collect();
     processes.iter().for_each(|&pid| signal_process(pid, Signal::STOP));
     thread::sleep(LONG);
     // The one who waits goes on first, and finds that the other one has said nothing for all that time.
     let [working, waiting] = [&processes[..2], &processes[2..]];
+    let before = looks();
     waiting.iter().for_each(|&pid| signal_process(pid, Signal::CONT));
-    thread::sleep(Duration::from_secs(1));
+    await_that("another look, and what follows from it", || looks() >= before + 3);
     working.iter().for_each(|&pid| signal_process(pid, Signal::CONT));
     // The lock of the place beside him is made when it is first tried for.
     let beside = host.cache().join("v1/locks").join(format!("{}.ingest.1", kit.layer("data").stored_name()));

@@ -89,6 +89,8 @@ pub fn kind(error: &SourceError) -> &'static str {
         SourceError::NotFound { .. } => "not found",
         SourceError::Denied { .. } => "denied",
         SourceError::Stalled { .. } => "stalled",
+        SourceError::Unconnected { .. } => "unconnected",
+        SourceError::Late { .. } => "late",
         SourceError::Unavailable { .. } => "unavailable",
         SourceError::Protocol { .. } => "protocol",
         SourceError::Local { .. } => "local",

@@ -10,6 +10,7 @@ use kitfs::registry::Timing;
 use kitfs::source::{Pin, Source as _, SourceError};
 
 use super::client::{ONE, descriptor, kind, open, options, timing};
+use crate::common::blackhole::Blackhole;
 use crate::common::registry::{Fault, Gate, ONCE, Registry, Target, Times};
 
 const REPOSITORY: &str = "acme/minilm";
@@ -126,7 +127,7 @@ async fn a_document_has_a_time_for_all_its_attempts() {
     let mut options = options(ONE);
     options.timing = Timing { document: Duration::from_millis(150), ..timing() };
     let outcome = open(&registry.host(), ":v1", &options).resolve().await;
-    assert!(matches!(outcome, Err(SourceError::Stalled { .. })), "{outcome:?}");
+    assert!(matches!(outcome, Err(SourceError::Late { source: None, .. })), "{outcome:?}");
     // A wait that does not fit into it is not begun.
     let registry = Registry::start();
     registry.fault(Target::Manifests, Times::Always, Fault::retry_after(503, 20));
@@ -134,4 +135,20 @@ async fn a_document_has_a_time_for_all_its_attempts() {
     let outcome = open(&registry.host(), ":v1", &options).resolve().await;
     assert!(matches!(outcome, Err(SourceError::Unavailable { retry_at: Some(_), .. })), "{outcome:?}");
     assert_eq!(registry.log().len(), 1);
+}
+
+/// It was said of a connection that was never made that no byte came by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_not_made_is_told_as_that() {
+    let hole = Blackhole::start("127.0.0.1:0");
+    let mut options = options(ONE);
+    options.timing.connect = Duration::from_millis(50);
+    let error = open(&hole.address().to_string(), ":v1", &options).resolve().await.expect_err("nobody answers");
+    assert_eq!(kind(&error), "unconnected");
+    assert_eq!(error.to_string(), format!("{}/acme/minilm: tag v1: no connection within 0 s", hole.address()));
+    // Also if the time for all attempts ends first, as it does with the limits as they are.
+    options.timing = Timing { connect: Duration::from_secs(1), document: Duration::from_millis(1500), ..options.timing };
+    let error = open(&hole.address().to_string(), ":v1", &options).resolve().await.expect_err("nobody answers");
+    let SourceError::Late { source: Some(last), .. } = &error else { panic!("{error:?}") };
+    assert_eq!((kind(last), error.to_string().contains("tag v1: it did not come within 1 s")), ("unconnected", true), "{error}");
 }
