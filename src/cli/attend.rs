@@ -46,10 +46,9 @@ pub(super) fn run(plan: &MountPlan, lineage: &Lineage, store: &Store, serving: i
         let mut display = (!coming.is_empty()).then(|| Display::new(store, &coming, Some(screen.draw())));
         let ended = started.attend(&interrupts, LOOK_EVERY, &mut || {
             if let Some(shown) = &mut display
-                && look(shown, store, &mount)
+                && screen.done_if(|| look(shown, store, &mount))
             {
                 display = None;
-                screen.clear();
             }
         });
         // What had not come by then is no news any more.
@@ -112,6 +111,16 @@ impl Screen {
     /// From now on there are bars.
     fn draw(&self) -> MultiProgress {
         self.bars().insert(fetch::bars()).clone()
+    }
+
+    /// If `work` says so, there are no bars any more. Lines that come meanwhile wait.
+    fn done_if(&self, work: impl FnOnce() -> bool) -> bool {
+        let mut bars = self.bars();
+        let done = work();
+        if done {
+            *bars = None;
+        }
+        done
     }
 
     /// The bars go.

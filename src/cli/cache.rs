@@ -44,7 +44,7 @@ fn list(arguments: &CacheList) -> Result<Exit, CliError> {
             if layer.pinned { ", pinned" } else { "" }
         ));
     }
-    text.push_str(&format!("{}, {} of {}\n", counted(layers.len() as u64), BinaryBytes(used), BinaryBytes(limit)));
+    text.push_str(&format!("{}, {} of {}\n", report::counted(layers.len() as u64), BinaryBytes(used), BinaryBytes(limit)));
     print(text.as_bytes())
 }
 
@@ -58,9 +58,15 @@ fn prune(arguments: &CachePrune) -> Result<Exit, CliError> {
             json!({ "layers": evicted.layers, "bytes": evicted.bytes, "left": { "layers": left.len(), "bytes": used, "limit": limit } });
         return print(report::json(&counts)?.as_bytes());
     }
-    let mut text = format!("{} removed, {}\n", counted(evicted.layers), BinaryBytes(evicted.bytes));
+    let mut text = format!("{} removed, {}\n", report::counted(evicted.layers), BinaryBytes(evicted.bytes));
     if arguments.all && !left.is_empty() || used > limit {
-        text.push_str(&format!("{}, {} of {}, stay: {}\n", counted(left.len() as u64), BinaryBytes(used), BinaryBytes(limit), why(&left)));
+        text.push_str(&format!(
+            "{}, {} of {}, stay: {}\n",
+            report::counted(left.len() as u64),
+            BinaryBytes(used),
+            BinaryBytes(limit),
+            why(&left)
+        ));
     }
     print(text.as_bytes())
 }
@@ -71,11 +77,6 @@ fn why(left: &[Resident]) -> String {
     let (pinned, in_use) = (count(&|layer| layer.pinned), count(&|layer| !layer.pinned && layer.in_use));
     let reasons = [(pinned, "pinned"), (in_use, "in use"), (left.len() - pinned - in_use, "used a moment ago")];
     reasons.iter().filter(|(number, _)| *number > 0).map(|(number, reason)| format!("{number} {reason}")).collect::<Vec<_>>().join(", ")
-}
-
-/// So many layers.
-fn counted(layers: u64) -> String {
-    format!("{layers} {}", if layers == 1 { "layer" } else { "layers" })
 }
 
 fn unpin(arguments: &CacheUnpin) -> Result<Exit, CliError> {
@@ -92,10 +93,10 @@ fn unpin(arguments: &CacheUnpin) -> Result<Exit, CliError> {
     if unpinned == 0 && others > 0 {
         report::warning(&format!(
             "nothing of what was named is pinned, but {} of other kits: if a tag has moved since, name the kit by the digest that `kitfs pull` printed, or give `--all`",
-            counted(others)
+            report::counted(others)
         ));
     }
-    print(format!("{} unpinned\n", counted(unpinned)).as_bytes())
+    print(format!("{} unpinned\n", report::counted(unpinned)).as_bytes())
 }
 
 fn path(arguments: &CachePath) -> Result<Exit, CliError> {
@@ -207,7 +208,7 @@ mod tests {
         let resident = |in_use, pinned| Resident { layer, size: 1, last_use: UNIX_EPOCH, in_use, pinned };
         assert_eq!(why(&[resident(true, true), resident(true, false), resident(false, true)]), "2 pinned, 1 in use");
         assert_eq!(why(&[resident(false, false)]), "1 used a moment ago");
-        assert_eq!((counted(0), counted(1)), ("0 layers".to_owned(), "1 layer".to_owned()));
+        assert_eq!((report::counted(0), report::counted(1)), ("0 layers".to_owned(), "1 layer".to_owned()));
     }
 
     #[test]

@@ -40,6 +40,6 @@ fn pull(session: &Session, gate: &Gate<'_>, text: &str, arguments: &Pull, record
     let layers = fetch::layers(session, pinned, &all, Until::Durable, &|_, _| {})
         .map_err(|error| records.failed(&reference, Some(&pinned.kit().manifest.digest), error))?;
     let named = pinned.root().reference.with_digest(pinned.kit().manifest.digest);
-    print(format!("{}: {} layers in the cache\n", escaped(&named), layers.len()).as_bytes())?;
+    print(format!("{}: {} in the cache\n", escaped(&named), report::counted(layers.len() as u64)).as_bytes())?;
     Ok(())
 }

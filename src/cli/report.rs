@@ -74,6 +74,11 @@ pub(crate) fn line(text: &str) {
     say(text);
 }
 
+/// So many layers.
+pub(super) fn counted(layers: u64) -> String {
+    format!("{layers} {}", if layers == 1 { "layer" } else { "layers" })
+}
+
 /// Whether stderr is a terminal on which lines can be written over.
 pub(crate) fn is_screen() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

@@ -16,7 +16,7 @@ use crate::common::process::signal_process;
 use crate::common::registry::{Fault, Gate, ONCE, Registry, Target, Times};
 use crate::kits::{MIB, bytes};
 
-const ROWS: NonZero<u16> = NonZero::new(100).unwrap();
+const ROWS: NonZero<u16> = NonZero::new(40).unwrap();
 /// So many that no line of a log is longer.
 const COLUMNS: NonZero<u16> = NonZero::new(4000).unwrap();
 
