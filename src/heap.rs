@@ -1,8 +1,8 @@
 //! The allocator's memory, which a worker has for months: what fetches needed goes back to the system. Knows nothing of who allocates.
 //!
-//! glibc gives each thread an arena of its own, up to eight a core, and `malloc_trim` leaves the end of each but the first as it is. A thread that fetched
-//! once would keep up to 16 MiB so, and in a month of restarts and repairs each arena sees a fetch. With one arena all of it goes back. What is read and
-//! written in small pieces comes from the threads' own caches either way, so nobody waits for the arena's lock.
+//! glibc gives each thread an arena of its own, up to eight a core, and `malloc_trim` leaves the end of each but the first as it is. An arena that a fetch
+//! had used kept 7 MiB so, and in time each of them sees a fetch. With one arena all of it goes back. Readers do not wait for its lock: 64 of them make the
+//! worker call futex 0.02 times a read, as before.
 
 /// Has all threads allocate from one arena. For the beginning of a process, before there are threads.
 pub fn use_one_arena() {

@@ -162,11 +162,16 @@ pub const READ_AHEAD_KIB: u32 = 1024;
 
 /// Threads that take requests from the kernel, at least: one that reads from a slow disk must not stand before a `stat`.
 pub const LOOP_THREADS_MIN: usize = 4;
+/// How often a worker looks for layers that nobody uses, and for progress to write down.
+pub const HOUSE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long `kitfs mount` shows bars while its worker neither fetches a layer nor has one in line: it writes down once in [`HOUSE_INTERVAL`] how they stand,
 /// and a worker that died has another one after it by then.
 pub const WATCH_PATIENCE: Duration = Duration::from_secs(10);
-/// How often a worker looks for layers that nobody uses, and for progress to write down.
-pub const HOUSE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long it shows them while not a byte comes and no layer stands otherwise than before, as with a worker that is stopped: longer than all attempts of a
+/// fetch are silent.
+pub const WATCH_SILENCE: Duration = Duration::from_secs(120);
+/// Bytes of a line of a mount's log that are shown above bars as one: the longest that it has, a record of an audit, has a few thousand.
+pub const LINE_BYTES: u64 = 64 << 10;
 /// Threads that take requests from the kernel, at most: beyond it they only contend for the device.
 pub const LOOP_THREADS_MAX: usize = 8;
 

@@ -4,7 +4,7 @@
 //! what it says comes through a pipe to the process that draws.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use super::report::{self, Exit};
 use crate::daemon;
 use crate::interrupt::Interrupts;
 use crate::kit::{KitLayer, Lineage};
-use crate::limits::{STOP_LIMIT, WATCH_PATIENCE};
+use crate::limits::{LINE_BYTES, STOP_LIMIT, WATCH_PATIENCE, WATCH_SILENCE};
 use crate::plan::MountPlan;
 use crate::run::{LayerReport, LayerStatus, MountDir};
 use crate::store::{LayerState, Store};
@@ -31,8 +31,14 @@ pub(super) fn run(plan: &MountPlan, lineage: &Lineage, store: &Store, serving: i
     let (sender, all_said) = mpsc::channel::<()>();
     let above = screen.clone();
     let relay = move || {
-        for line in BufReader::new(File::from(lines)).split(b'\n').map_while(Result::ok) {
-            above.say(&String::from_utf8_lossy(&line));
+        let mut lines = BufReader::new(File::from(lines));
+        loop {
+            let mut line = Vec::new();
+            // One that is longer goes on in the next.
+            match (&mut lines).take(LINE_BYTES).read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => break,
+                Ok(_) => above.say(String::from_utf8_lossy(&line).trim_end_matches('\n')),
+            }
         }
         drop(sender);
     };
@@ -46,7 +52,7 @@ pub(super) fn run(plan: &MountPlan, lineage: &Lineage, store: &Store, serving: i
         let mut display = (!coming.is_empty()).then(|| Display::new(store, &coming, Some(screen.draw())));
         let ended = started.attend(&interrupts, LOOK_EVERY, &mut || {
             if let Some(shown) = &mut display
-                && screen.done_if(|| look(shown, store, &mount))
+                && screen.done_if(|| look(shown, store, &reports(&mount)))
             {
                 display = None;
             }
@@ -73,14 +79,27 @@ pub(super) fn watch(plan: &MountPlan, mount: &MountDir, lineage: &Lineage, store
     report::note(&format!("{} is mounted; its layers come, and Ctrl-C ends these bars only", plan.mounting.mountpoint.display()));
     let bars = fetch::bars();
     let mut display = Display::new(store, &coming, Some(bars.clone()));
-    let mut moved = Instant::now();
-    while !look(&mut display, store, mount) {
-        // None while it begins or goes.
-        let reports = mount.read_layers().ok().flatten().unwrap_or_default();
-        if reports.iter().any(|report| matches!(report.state, LayerStatus::Waiting | LayerStatus::Fetching)) {
-            moved = Instant::now();
+    // When there was something to wait for last, and when something was another way last.
+    let (mut busy, mut changed, mut before) = (Instant::now(), Instant::now(), (0, Vec::new()));
+    loop {
+        let reports = reports(mount);
+        if look(&mut display, store, &reports) {
+            break;
         }
-        if moved.elapsed() >= WATCH_PATIENCE || !mount.is_alive().unwrap_or(false) {
+        if reports.iter().any(|report| matches!(report.state, LayerStatus::Waiting | LayerStatus::Fetching)) {
+            busy = Instant::now();
+        }
+        let now = (display.fetched(), reports);
+        if now != before {
+            (changed, before) = (Instant::now(), now);
+        }
+        if !mount.is_alive().unwrap_or(false) {
+            break;
+        }
+        if busy.elapsed() >= WATCH_PATIENCE || changed.elapsed() >= WATCH_SILENCE {
+            _ = bars.clear();
+            let left = report::counted(display.waiting().len() as u64);
+            report::warning(&format!("{left} did not come, and the mount goes on without; `kitfs status` says how they stand"));
             break;
         }
         thread::sleep(LOOK_EVERY);
@@ -135,11 +154,14 @@ impl Screen {
     }
 }
 
+/// How the layers stand, as the worker wrote it down: not at all before it did, and when the mount is going.
+fn reports(mount: &MountDir) -> Vec<LayerReport> {
+    mount.read_layers().ok().flatten().unwrap_or_default()
+}
+
 /// Brings the bars up to date, and says whether nothing more is to come.
-fn look(display: &mut Display<'_>, store: &Store, mount: &MountDir) -> bool {
+fn look(display: &mut Display<'_>, store: &Store, reports: &[LayerReport]) -> bool {
     display.look();
-    // None before the worker has written them, and when the mount is going.
-    let reports = mount.read_layers().ok().flatten().unwrap_or_default();
     for layer in display.waiting() {
         let failed = |report: &&LayerReport| report.digest == layer.spec.descriptor.digest && report.state == LayerStatus::Failed;
         if is_here(store, layer) {

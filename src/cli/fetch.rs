@@ -193,6 +193,11 @@ impl<'a> Display<'a> {
         self.all.iter().for_each(|all| if began { begin(all, self.fetched) } else { all.set_position(self.fetched) });
     }
 
+    /// Bytes that have come in all.
+    pub(super) fn fetched(&self) -> u64 {
+        self.fetched
+    }
+
     /// Layers that have not ended yet.
     pub(super) fn waiting(&self) -> Vec<&'a KitLayer> {
         self.waiting.iter().map(|(layer, _)| *layer).collect()

@@ -71,9 +71,8 @@ impl PublicKey {
         }
         match PemKey::read(str::from_utf8(text).map_err(|_| KeyError::Pem(None))?) {
             Ok(key) if key.kind == PemKind::PublicKey => Self::of(&key),
-            Err(PemError::Empty) => Self::from_der(&[]),
-            Err(error @ PemError::Pem(_)) => Err(KeyError::Pem(Some(error))),
-            Ok(_) | Err(_) => Err(KeyError::Pem(None)),
+            Ok(_) => Err(KeyError::Pem(Some(PemError::Kind("RSA PUBLIC KEY".to_owned())))),
+            Err(error) => Err(KeyError::Pem(Some(error))),
         }
     }
 

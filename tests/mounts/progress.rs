@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::num::NonZero;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -115,6 +116,10 @@ fn half(registry: &Registry) -> (Kit, String, Gate) {
     (kit, reference, gate)
 }
 
+fn mount_on_terminal(host: &Host, reference: &str, point: &Path, options: &[&str]) -> OnTerminal {
+    OnTerminal::start(host.mount_command(reference, point, options).env("NO_COLOR", "1").env("TERM", "xterm"))
+}
+
 #[test]
 fn pull_and_a_mount_that_waits_show_bars_on_a_terminal() {
     for wait in [false, true] {
@@ -143,8 +148,7 @@ fn a_mount_that_prefetches_all_shows_bars_until_all_is_here() {
     let (kit, reference, gate) = half(&registry);
     let point = host.folder("mnt");
     let mount = host.guard(&point);
-    let mut command = host.mount_command(&reference, &point, &["--prefetch", "all"]);
-    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    let shown = mount_on_terminal(&host, &reference, &point, &["--prefetch", "all"]).until(" left");
     assert!(mount.is_mounted(), "{}", shown.text());
     gate.open();
     let shown = shown.until_the_end();
@@ -163,8 +167,7 @@ fn an_interrupt_ends_the_bars_of_a_mount_and_nothing_else() {
     let (kit, reference, gate) = half(&registry);
     let point = host.folder("mnt");
     let mount = host.guard(&point);
-    let mut command = host.mount_command(&reference, &point, &["--prefetch", "all"]);
-    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    let shown = mount_on_terminal(&host, &reference, &point, &["--prefetch", "all"]).until(" left");
     shown.signal(Signal::INT);
     let _ended = shown.until_it_ends();
     gate.open();
@@ -180,8 +183,7 @@ fn the_bars_of_a_mount_end_with_it_and_with_what_cannot_come() {
         registry.fault(Target::Content(kit.layer("data").digest.clone()), Times::Always, Fault::Flip(7));
         let point = host.folder("mnt");
         let _mount = host.guard(&point);
-        let mut command = host.mount_command(&reference, &point, &["--prefetch", "all"]);
-        let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+        let shown = mount_on_terminal(&host, &reference, &point, &["--prefetch", "all"]).until(" left");
         if taken_down {
             host.kitfs(&["umount".as_ref(), point.as_os_str()]).ok();
         }
@@ -227,8 +229,7 @@ fn a_mount_in_the_foreground_shows_bars_below_whole_lines() {
     let (kit, reference, gate) = half(&registry);
     let point = host.folder("mnt");
     let mount = host.guard(&point);
-    let mut command = host.mount_command(&reference, &point, &["--foreground", "--prefetch", "all"]);
-    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    let shown = mount_on_terminal(&host, &reference, &point, &["--foreground", "--prefetch", "all"]).until(" left");
     // What two processes have to say while bars are drawn.
     let worker = mount.kill_worker();
     let shown = shown.until("worker ended");
@@ -267,8 +268,7 @@ fn a_mount_in_the_foreground_says_that_a_layer_failed_and_stays() {
     registry.fault(Target::Content(kit.layer("data").digest.clone()), Times::Always, Fault::Flip(7));
     let point = host.folder("mnt");
     let mount = host.guard(&point);
-    let mut command = host.mount_command(&reference, &point, &["--foreground", "--prefetch", "all"]);
-    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm"))
+    let shown = mount_on_terminal(&host, &reference, &point, &["--foreground", "--prefetch", "all"])
         .until(&format!("{} dataset at data", kit.layer("data").digest));
     mount.await_layer(&kit.layer("model").digest, "cached");
     assert!(mount.is_mounted(), "{}", shown.text());
@@ -283,8 +283,7 @@ fn a_mount_in_the_foreground_ends_with_the_process_that_draws() {
     let (_kit, reference, gate) = half(&registry);
     let point = host.folder("mnt");
     let mount = host.guard(&point);
-    let mut command = host.mount_command(&reference, &point, &["--foreground", "--prefetch", "all"]);
-    let shown = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+    let shown = mount_on_terminal(&host, &reference, &point, &["--foreground", "--prefetch", "all"]).until(" left");
     shown.signal(Signal::KILL);
     let (_, status) = shown.until_it_ends();
     assert!(!status.success());
@@ -300,8 +299,7 @@ fn a_mount_in_the_foreground_that_does_not_come_about_says_why() {
     let point = host.folder("mnt");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("an address");
     let address = taken.local_addr().expect("an address").to_string();
-    let mut command = host.mount_command(&reference, &point, &["--foreground", "--metrics", &address]);
-    let (shown, status) = OnTerminal::start(command.env("NO_COLOR", "1").env("TERM", "xterm")).until_it_ends();
+    let (shown, status) = mount_on_terminal(&host, &reference, &point, &["--foreground", "--metrics", &address]).until_it_ends();
     assert!(status.code() == Some(1) && shown.contains("error: ") && shown.contains("cannot tell metrics at"), "{status}: {shown}");
     assert!(host.await_quiet(SOON).is_ok() && !host.guard(&point).is_mounted());
 }
