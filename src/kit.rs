@@ -431,7 +431,7 @@ fn place(manifest: &Manifest, entries: Vec<Entry>) -> Result<(Vec<KitLayer>, Vec
     if let Some(entry) = open.into_values().flatten().next() {
         return Err(KitError::NoSuchLayer { at: entry.at, digest: entry.digest, kind: entry.kind });
     }
-    check_meanings(&layers)?;
+    settle_meanings(&mut layers)?;
     check_files(&layers)?;
     Ok((layers, unplaced))
 }
@@ -455,18 +455,41 @@ fn spec_of(layer: &oci::Layer, media: Media, diff_id: Option<Digest>) -> Result<
     Ok((LayerSpec { descriptor: descriptor.clone(), diff_id, archive, compression }, file))
 }
 
-/// The store knows a layer by its blob and how that is read, so all that is said of one layer must agree.
-fn check_meanings(layers: &[KitLayer]) -> Result<(), KitError> {
+/// The store knows a layer by its blob and how that is read, so all that is said of one layer must agree. What is said in one place only
+/// (of two equal files one may have metadata, and an older kit has no diffIds) holds in all of them, so that nothing is checked less.
+fn settle_meanings(layers: &mut [KitLayer]) -> Result<(), KitError> {
     let mut sizes: HashMap<Digest, u64> = HashMap::new();
-    let mut known: HashMap<LayerKey, &LayerSpec> = HashMap::new();
-    for KitLayer { spec, .. } in layers {
+    let mut known: HashMap<LayerKey, (Archive, Option<Digest>)> = HashMap::new();
+    for KitLayer { spec, .. } in layers.iter() {
         let Descriptor { digest, size, .. } = spec.descriptor;
-        let first = known.entry(spec.key()).or_insert(spec);
-        if *sizes.entry(digest).or_insert(size) != size || first.archive != spec.archive || first.diff_id != spec.diff_id {
-            return Err(KitError::TwoMeanings(digest));
+        let (archive, diff_id) = known.entry(spec.key()).or_insert((spec.archive, spec.diff_id));
+        let agreed = match (&*archive, spec.archive) {
+            (Archive::Tar, Archive::Tar) => Some(Archive::Tar),
+            (Archive::Raw { size: first }, Archive::Raw { size: second }) => either(*first, second).map(|size| Archive::Raw { size }),
+            // The key tells them apart.
+            _ => None,
+        };
+        match (agreed, either(*diff_id, spec.diff_id)) {
+            (Some(agreed), Some(agreed_diff_id)) if *sizes.entry(digest).or_insert(size) == size => {
+                (*archive, *diff_id) = (agreed, agreed_diff_id);
+            }
+            _ => return Err(KitError::TwoMeanings(digest)),
+        }
+    }
+    for KitLayer { spec, .. } in layers {
+        if let Some(&(archive, diff_id)) = known.get(&spec.key()) {
+            (spec.archive, spec.diff_id) = (archive, diff_id);
         }
     }
     Ok(())
+}
+
+/// What two places say, of which one or both may be silent. `None` if they say different things.
+fn either<T: PartialEq>(one: Option<T>, other: Option<T>) -> Option<Option<T>> {
+    match (one, other) {
+        (Some(one), Some(other)) if one != other => None,
+        (one, other) => Some(one.or(other)),
+    }
 }
 
 /// A raw layer is a file, so nothing else may stand at its path or below it.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::media::{Format, Media};
-use super::{KitError, KitLayer, LayerKind, Raw, check_meanings, declared, spec_of};
+use super::{KitError, KitLayer, LayerKind, Raw, declared, settle_meanings, spec_of};
 use crate::descriptor::Descriptor;
 use crate::oci::Manifest;
 use crate::path::RelPath;
@@ -50,7 +50,7 @@ pub(super) fn place(manifest: &Manifest, entries: &[Raw<'_>]) -> Result<(Vec<Kit
             spelled: entry.path.to_owned(),
         });
     }
-    check_meanings(&layers)?;
+    settle_meanings(&mut layers)?;
     Ok((layers, unplaced))
 }
 

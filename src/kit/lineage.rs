@@ -8,7 +8,7 @@
 use bytes::Bytes;
 
 use super::reference::KitReference;
-use super::{Kit, KitError, KitLayer, LayerKind, RemoteDataset, check_meanings, shared};
+use super::{Kit, KitError, KitLayer, LayerKind, RemoteDataset, settle_meanings, shared};
 use crate::digest::Digest;
 use crate::filter::{FilterType, Selection, Shown};
 use crate::limits::{REFERENCED_KITS, REFERENCES_IN_A_ROW, REFERRING_DOCUMENT_BYTES, REMOTE_DATASETS};
@@ -222,7 +222,7 @@ impl Growing {
         if lineage.layers.len() > SLOTS_MAX {
             return Err(LineageError::TooManyLayers(lineage.layers.len()));
         }
-        check_meanings(&lineage.layers).map_err(|error| LineageError::Disagree(lineage.members[0].name.clone(), Box::new(error)))?;
+        settle_meanings(&mut lineage.layers).map_err(|error| LineageError::Disagree(lineage.members[0].name.clone(), Box::new(error)))?;
         Ok(lineage)
     }
 

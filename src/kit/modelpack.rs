@@ -24,8 +24,8 @@ use super::config::{Config, ConfigError};
 use super::media::{Coding, Format, Media};
 use super::raw::FILE_PATH;
 use super::{
-    Contents, Family, KitError, KitLayer, LayerKind, Raw, RawError, check_files, check_meanings, clean, declared, model_reference,
-    raw_entries, spec_of,
+    Contents, Family, KitError, KitLayer, LayerKind, Raw, RawError, check_files, clean, declared, model_reference, raw_entries,
+    settle_meanings, spec_of,
 };
 use crate::digest::Digest;
 use crate::json::Json;
@@ -77,7 +77,7 @@ pub(super) fn contents(manifest: &Manifest, family: Family, config: &Verified<By
             _ => unplaced.push(layer.descriptor.clone()),
         }
     }
-    check_meanings(&layers)?;
+    settle_meanings(&mut layers)?;
     check_files(&layers)?;
     let (summary, created) = about.summary(kitfile.as_ref());
     Ok(Contents {

@@ -144,7 +144,8 @@ fn config_and_manifest_that_disagree_are_refused() {
     let unknown = "application/vnd.kitops.modelkit.firmware.v1.tar";
     let other_size = layer(TAR, 1).replace(r#""size":1"#, r#""size":2"#);
     let two = datasets(&[("a", 1), ("b", 1)]);
-    let digests = format!(r#"{{"datasets":[{{"digest":"{0}","diffId":"{0}"}},{{"digest":"{0}","path":"b"}}]}}"#, digest(1));
+    let digests =
+        format!(r#"{{"datasets":[{{"digest":"{0}","diffId":"{0}"}},{{"digest":"{0}","diffId":"{1}","path":"b"}}]}}"#, digest(1), digest(2));
     for (layers, config, part) in [
         (vec![], datasets(&[("a", 1)]), "`datasets[0]` is the layer sha256:0101"),
         (vec![layer(TAR, 1)], two.clone(), "`datasets[1]` is the layer"),
@@ -163,6 +164,30 @@ fn config_and_manifest_that_disagree_are_refused() {
     ] {
         let text = chain(&plan(&layers, &config).expect_err(&config));
         assert!(text.contains(part), "{config}: {text}");
+    }
+}
+
+/// Two equal files, of which only one has metadata, made a kit that was refused; and so did one layer in a kit with diffIds and in one without.
+#[test]
+fn what_is_said_of_a_layer_once_holds_wherever_it_stands() {
+    let gz = format!("{RAW}+gzip");
+    let sized = |path: &str| raw(&gz, 1, path, r#"{"size":2}"#);
+    let silent = |path: &str| raw(&gz, 1, path, "");
+    let three = datasets(&[("a", 1), ("b", 1), ("c", 1)]);
+    for layers in [[silent("a"), silent("b"), sized("c")], [silent("a"), sized("b"), silent("c")], [sized("a"), silent("b"), sized("c")]] {
+        let kit = plan(&layers, &three).expect("a plan");
+        assert!(kit.layers.iter().all(|layer| layer.spec.archive == Archive::Raw { size: Some(2) }), "{layers:?}");
+    }
+    let text = chain(&plan(&[sized("a"), silent("b"), raw(&gz, 1, "c", r#"{"size":3}"#)], &three).expect_err("two sizes"));
+    assert!(text.contains("different sizes"), "{text}");
+
+    let entry = |path: &str, diff_id: &str| format!(r#"{{"path":"{path}","digest":"{}"{diff_id}}}"#, digest(1));
+    let said = format!(r#","diffId":"{}""#, digest(7));
+    for (first, second) in [("", said.as_str()), (said.as_str(), "")] {
+        let config = format!(r#"{{"datasets":[{},{}]}}"#, entry("a", first), entry("b", second));
+        let kit = plan(&[layer(TAR, 1), layer(TAR, 1)], &config).expect("a plan");
+        let diff_ids: Vec<_> = kit.layers.iter().map(|layer| layer.spec.diff_id.expect("one").to_string()).collect();
+        assert_eq!(diff_ids, [digest(7), digest(7)]);
     }
 }
 

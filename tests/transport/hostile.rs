@@ -38,8 +38,13 @@ pub fn serve(answer: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> 
                         _ => return,
                     }
                 }
+                let mut bytes = answer(&String::from_utf8_lossy(&request), &own);
+                // Else a client may send its next request where nobody reads it, and has to try again: a request more than a test counts.
+                if let Some(head) = bytes.windows(2).position(|pair| pair == b"\r\n") {
+                    bytes.splice(head..head, *b"\r\nConnection: close");
+                }
                 // The client may have gone; that is its right.
-                let _ = stream.write_all(&answer(&String::from_utf8_lossy(&request), &own));
+                let _ = stream.write_all(&bytes);
             });
         }
     });
@@ -99,7 +104,7 @@ async fn no_header_is_too_strange() {
     let shared = Arc::clone(&now);
     let host = serve(move |_, _| {
         let (status, header) = shared.lock().expect("unpoisoned").clone();
-        format!("HTTP/1.1 {status} X\r\n{header}\r\nConnection: close\r\n\r\n12345").into_bytes()
+        format!("HTTP/1.1 {status} X\r\n{header}\r\n\r\n12345").into_bytes()
     });
     let mut hasty = options(MANY);
     let wait = Duration::from_millis(40);
