@@ -38,12 +38,13 @@ pub const EXPANSION_RATIO: u64 = 500;
 pub const EXPANSION_FLOOR_BYTES: u64 = 256 << 20;
 
 /// Bytes of a zstd frame's window, as a power of two: 128 MiB, where `zstd -d` stops without being told otherwise. What kit packs needs
-/// 8 MiB. So much memory one layer may cost while it is uncompressed.
-pub const ZSTD_WINDOW_LOG: u32 = 27;
+/// 8 MiB. Twice as much memory one layer may cost while it is uncompressed.
+pub const ZSTD_WINDOW_LOG: u8 = 27;
 /// Bytes of a window that no other one waits for, as a power of two: 8 MiB, what kit needs, so that what it packs is never delayed. For as many
-/// layers as are fetched at once that is 144 MiB.
-pub const ZSTD_WINDOW_SMALL_LOG: u32 = 23;
-/// Bytes that all larger windows of a process have together: the largest one, so that it can be had at all. Without it 18 layers could take 2.3 GiB.
+/// layers as are fetched at once that is 288 MiB of memory.
+pub const ZSTD_WINDOW_SMALL_LOG: u8 = 23;
+/// Bytes that all larger windows of a process have together, of which each takes twice as much memory: the largest one, so that it can be had at
+/// all. Without it 18 layers could take 4.5 GiB.
 pub const ZSTD_WINDOWS_BYTES: u64 = 1 << ZSTD_WINDOW_LOG;
 
 // ---- wait

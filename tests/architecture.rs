@@ -22,7 +22,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sigstore_crypto", &["signature"]),
     ("x509_cert", &["signature"]),
     ("ed25519_dalek", &["signature"]),
-    ("zstd_safe", &["inflate"]),
+    ("mzstd", &["inflate"]),
     ("pem", &["signature"]),
     ("prometheus_client", &["metrics"]),
     ("regex_automata", &["policy", "signature"]),

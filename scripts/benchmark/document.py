@@ -36,7 +36,7 @@ HOW = {
     "from the mount until the last byte is read. What the kernel's own threads write to disk, and what happens in soft interrupts of others, is not in it.",
     "layers": "A model in eight parts, a file in each. The whole-kit fetch beside it is `kitfs mount --prefetch all`, until each file could be opened, so that what differs is the reading alone.",
     "compressed": "Half of it lines of JSON with words by Zipf's law, half bfloat16 numbers as weights have them (noise in the low byte, few values in the high one). It repeats after 8 MiB at the earliest, which "
-    "is more than gzip or `zstd -3` looks back. Compressed by `gzip` and `zstd` at their own levels. kitfs inflates with zlib-rs and libzstd.",
+    "is more than gzip or `zstd -3` looks back. Compressed by `gzip` and `zstd` at their own levels. kitfs inflates with zlib-rs and mzstd, both Rust.",
     "warm": "A file that is in the page cache. Where its pages lie is decided when they are read, and by chance: they are dropped and read anew six times, in turns, and the best counts.",
     "small": "First pass: page cache, dentries and inodes were dropped. `cat` is `find | xargs cat`.",
     "readers": "Threads of one process that open, read to its end and close one file after the other, by chance, for a second; each file was read once before. A lock convoy would show as a futex call or more "

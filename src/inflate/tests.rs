@@ -2,7 +2,7 @@ use std::io::Write;
 
 use flate2::{GzBuilder, write::GzEncoder};
 use proptest::prelude::*;
-use zstd_safe::{CCtx, CParameter, compress_bound};
+use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, compress_bound};
 
 use super::*;
 
@@ -140,7 +140,7 @@ fn checksum_and_length_count() {
 #[test]
 fn headers_of_frames_are_believed_within_limits() {
     const SINGLE: u8 = 1 << 5;
-    let window = |log: u32, eighths: u8| [0, ((log - 10) as u8) << 3 | eighths];
+    let window = |log: u8, eighths: u8| [0, (log - 10) << 3 | eighths];
     assert_eq!(inflate(Compression::Zstd, &frame(&window(10, 0)), 3).expect("small"), b"x");
     assert_eq!(inflate(Compression::Zstd, &frame(&window(ZSTD_WINDOW_LOG, 0)), 3).expect("the largest"), b"x");
     for header in [window(ZSTD_WINDOW_LOG, 1), window(ZSTD_WINDOW_LOG + 1, 0), window(41, 7)] {
@@ -155,7 +155,8 @@ fn headers_of_frames_are_believed_within_limits() {
     }
 }
 
-/// libzstd looks at the size in the header where a frame comes at once, and not where it comes in pieces and its last block is empty.
+/// libzstd, which read the frames once, looks at the size in the header where a frame comes at once, and not where it comes in pieces and its last block
+/// is empty.
 #[test]
 fn a_frame_that_ends_with_an_empty_block_lacked_content_unnoticed_in_pieces() {
     // 78 bytes by the header, one empty block, and the checksum of nothing.
@@ -278,4 +279,72 @@ fn large_windows_wait_for_each_other_and_small_ones_do_not() {
             assert_eq!(stream.join().expect("no panic").expect("its turn"), b"x");
         }
     });
+}
+
+/// What libzstd makes of frames in a row, each of them whole; `None` where it sees an error.
+fn reference(mut blob: &[u8]) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    while !blob.is_empty() {
+        let size = zstd_safe::find_frame_compressed_size(blob).ok()?;
+        let mut context = DCtx::create();
+        context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG.into())).expect("a known parameter");
+        let mut made = vec![0; 4 * CHUNK];
+        let (mut input, mut output) = (InBuffer::around(blob.get(..size)?), OutBuffer::around(&mut made[..]));
+        let missing = context.decompress_stream(&mut output, &mut input).ok()?;
+        let made_bytes = output.pos();
+        (missing == 0).then_some(())?;
+        content.extend_from_slice(&made[..made_bytes]);
+        blob = &blob[size..];
+    }
+    Some(content)
+}
+
+/// Contents that make compressors use all that the format has: literals of few and of many values, runs, matches near and far.
+fn stretches() -> impl Strategy<Value = Vec<u8>> {
+    let stretch = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..3000),
+        proptest::collection::vec(prop_oneof![9 => Just(b'e'), 4 => Just(b't'), 1 => any::<u8>()], 0..6000),
+        (any::<u8>(), 0usize..40_000).prop_map(|(byte, length)| vec![byte; length]),
+        (proptest::collection::vec(any::<u8>(), 3..60), 1usize..400).prop_map(|(word, times)| word.repeat(times)),
+    ];
+    proptest::collection::vec(stretch, 0..12).prop_map(|stretches| {
+        // Some of it once more, from further away.
+        let all = stretches.concat();
+        let again = all[..all.len() / 2].to_vec();
+        [all, again].concat()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The decoder is young, and where a layer has neither checksum nor diffId nothing else would notice what it gets wrong.
+    #[test]
+    fn frames_are_read_as_libzstd_reads_them(
+        contents in proptest::collection::vec(stretches(), 1..3),
+        level in -7i32..20,
+        window in 10u32..24,
+        checksum in any::<bool>(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..3),
+    ) {
+        let frames: Vec<Vec<u8>> = contents.iter().map(|content| {
+            let mut context = CCtx::create();
+            for parameter in [CParameter::CompressionLevel(level), CParameter::WindowLog(window), CParameter::ChecksumFlag(checksum)] {
+                context.set_parameter(parameter).expect("a known parameter");
+            }
+            let mut frame = Vec::with_capacity(compress_bound(content.len()));
+            context.compress2(&mut frame, content).expect("to memory");
+            frame
+        }).collect();
+        let mut blob = frames.concat();
+        prop_assert_eq!(&inflate(Compression::Zstd, &blob, 4096).expect("good"), &contents.concat());
+        for (at, bit) in damage {
+            let at = at.index(blob.len());
+            blob[at] ^= 1 << bit;
+            // It may see damage that libzstd does not (a stream of literals that is not used up), never less.
+            if let Ok(ours) = inflate(Compression::Zstd, &blob, 4096) {
+                prop_assert_eq!(Some(ours), reference(&blob));
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Room for the windows of zstd frames: what they take together in this process is bounded.
 //!
-//! A frame says in its header how far back it refers, and the decoder keeps that much of its content in memory. One stream may want a lot; many at once
+//! A frame says in its header how far back it refers, and the decoder keeps up to twice that much of its content in memory. One stream may want a lot; many at once
 //! must not. So a large window waits until there is room for it, in the order in which they were asked for. Nobody waits while he has room himself: he
 //! who has it can always go on, and who wants more than he has gives it back first.
 
