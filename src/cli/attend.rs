@@ -79,24 +79,16 @@ pub(super) fn watch(plan: &MountPlan, mount: &MountDir, lineage: &Lineage, store
     report::note(&format!("{} is mounted; its layers come, and Ctrl-C ends these bars only", plan.mounting.mountpoint.display()));
     let bars = fetch::bars();
     let mut display = Display::new(store, &coming, Some(bars.clone()));
-    // When there was something to wait for last, and when something was another way last.
-    let (mut busy, mut changed, mut before) = (Instant::now(), Instant::now(), (0, Vec::new()));
+    let mut patience = Patience::new(Instant::now());
     loop {
         let reports = reports(mount);
         if look(&mut display, store, &reports) {
             break;
         }
-        if reports.iter().any(|report| matches!(report.state, LayerStatus::Waiting | LayerStatus::Fetching)) {
-            busy = Instant::now();
-        }
-        let now = (display.fetched(), reports);
-        if now != before {
-            (changed, before) = (Instant::now(), now);
-        }
         if !mount.is_alive().unwrap_or(false) {
             break;
         }
-        if busy.elapsed() >= WATCH_PATIENCE || changed.elapsed() >= WATCH_SILENCE {
+        if patience.is_over(Instant::now(), display.fetched(), reports) {
             _ = bars.clear();
             let left = report::counted(display.waiting().len() as u64);
             report::warning(&format!("{left} did not come, and the mount goes on without; `kitfs status` says how they stand"));
@@ -105,6 +97,35 @@ pub(super) fn watch(plan: &MountPlan, mount: &MountDir, lineage: &Lineage, store
         thread::sleep(LOOK_EVERY);
     }
     _ = bars.clear();
+}
+
+/// For how long it is worth looking on.
+#[derive(Debug)]
+struct Patience {
+    /// When there was something to wait for last.
+    busy: Instant,
+    /// When something was another way last.
+    changed: Instant,
+    /// Bytes that had been fetched then, and how the layers stood.
+    before: (u64, Vec<LayerReport>),
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self { busy: now, changed: now, before: (0, Vec::new()) }
+    }
+
+    /// Takes note of how it stands at `now`, and says whether nothing more is to be expected.
+    fn is_over(&mut self, now: Instant, fetched: u64, reports: Vec<LayerReport>) -> bool {
+        if reports.iter().any(|report| matches!(report.state, LayerStatus::Waiting | LayerStatus::Fetching)) {
+            self.busy = now;
+        }
+        let stands = (fetched, reports);
+        if stands != self.before {
+            (self.changed, self.before) = (now, stands);
+        }
+        now.duration_since(self.busy) >= WATCH_PATIENCE || now.duration_since(self.changed) >= WATCH_SILENCE
+    }
 }
 
 /// What is prefetched and not here, each layer once.
@@ -175,4 +196,57 @@ fn look(display: &mut Display<'_>, store: &Store, reports: &[LayerReport]) -> bo
 
 fn is_here(store: &Store, layer: &KitLayer) -> bool {
     store.state(&layer.spec.key()) == LayerState::Cached
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::digest::{Algorithm, Digest};
+
+    fn stands(state: LayerStatus, fetched: u64) -> Vec<LayerReport> {
+        vec![LayerReport {
+            digest: Digest::of(Algorithm::Sha256, b"x"),
+            media_type: "x/y".to_owned(),
+            path: "data".to_owned(),
+            size: 100,
+            state,
+            fetched,
+            error: None,
+            class: None,
+            retry_at: None,
+        }]
+    }
+
+    /// What is seen each second until nothing more is expected; `None` if something still is after `most` seconds.
+    fn over_after(most: u64, seen: impl Fn(u64) -> (u64, Vec<LayerReport>)) -> Option<u64> {
+        let begin = Instant::now();
+        let mut patience = Patience::new(begin);
+        (0..=most).find(|second| {
+            let (fetched, reports) = seen(*second);
+            patience.is_over(begin + Duration::from_secs(*second), fetched, reports)
+        })
+    }
+
+    #[test]
+    fn what_moves_is_looked_at_and_what_does_not_is_given_up() {
+        let (patience, silence) = (WATCH_PATIENCE.as_secs(), WATCH_SILENCE.as_secs());
+        let long = 100 * silence;
+        // No worker writes anything down, or none of them wants the layers.
+        assert_eq!(over_after(long, |_| (0, Vec::new())), Some(patience));
+        assert_eq!(over_after(long, |_| (0, stands(LayerStatus::Absent, 0))), Some(patience));
+        // In line, or fetched, and not a byte comes.
+        assert_eq!(over_after(long, |_| (0, stands(LayerStatus::Waiting, 0))), Some(silence));
+        assert_eq!(over_after(long, |_| (7, stands(LayerStatus::Fetching, 7))), Some(silence));
+        // Bytes come, if slowly; or bars see them before the worker writes them down.
+        assert_eq!(over_after(long, |second| (0, stands(LayerStatus::Fetching, second / (silence - 1)))), None);
+        assert_eq!(over_after(long, |second| (second / (silence - 1), stands(LayerStatus::Fetching, 0))), None);
+        // A worker dies in between, and another one goes on.
+        let dies = |second| if second % patience == 0 { stands(LayerStatus::Fetching, second) } else { Vec::new() };
+        assert_eq!(over_after(long, |second| (0, dies(second))), None);
+        // It comes for a while and then nothing wants it.
+        let left = |second| if second < 50 { stands(LayerStatus::Fetching, second) } else { stands(LayerStatus::Failed, 49) };
+        assert_eq!(over_after(long, |second| (0, left(second))), Some(49 + patience));
+    }
 }

@@ -1,11 +1,13 @@
 //! Layers into the cache, with progress for whoever watches.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{BinaryBytes, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use rustix::termios::tcgetwinsize;
 
 use super::Session;
 use super::error::CliError;
@@ -232,8 +234,9 @@ fn begin(bar: &ProgressBar, position: u64) {
 }
 
 fn bar(name: &str, size: u64, position: u64) -> ProgressBar {
-    let template = "{msg:24!} {wide_bar} {binary_bytes:>10} of {binary_total_bytes:>10} {binary_bytes_per_sec:>13} {left:>10}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let columns = tcgetwinsize(io::stderr()).map_or(u16::MAX, |size| size.ws_col);
+    let style =
+        ProgressStyle::with_template(if columns < WIDE { NARROW_BAR } else { WIDE_BAR }).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::hidden();
     bar.set_length(size);
     bar.set_style(style.with_key("left", left));
@@ -248,6 +251,12 @@ fn shortened(name: &str) -> String {
     if over == 0 { name.to_owned() } else { format!("…{}", name.chars().skip(over + 1).collect::<String>()) }
 }
 
+/// What a line shows: so wide without the bar itself that something of that can be seen from [`WIDE`] columns on.
+const WIDE_BAR: &str = "{msg:24!} {wide_bar} {binary_bytes:>10} of {binary_total_bytes:>10} {binary_bytes_per_sec:>13} {left:>10}";
+/// Columns of a usual terminal.
+const WIDE: u16 = 80;
+/// What it shows where there are fewer, as in a part of a screen: a line that is longer would go on in the next one.
+const NARROW_BAR: &str = "{msg:24!} {percent:>3}% {left:>10}";
 /// Characters that stand before a bar.
 const NAME_SHOWN: usize = 24;
 

@@ -93,11 +93,16 @@ fn a_pull_fetches_as_many_layers_at_once_as_it_was_told() {
     }
 }
 
-/// A layer of eight ranges, of which the first comes slowly, so that further connections are worth it, and the others are held.
+/// A layer of eight ranges.
+fn wide() -> Kit {
+    Kitfile::new("wide").raw().model("w.bin").pack(&Tree::new().file("w.bin", vec![1; 128 * MIB]))
+}
+
+/// The same, of which the first range comes slowly, so that further connections are worth it however busy the host is, and the others are held.
 fn slow(registry: &Registry) -> (Kit, Gate) {
-    let kit = Kitfile::new("wide").raw().model("w.bin").pack(&Tree::new().file("w.bin", vec![1; 128 * MIB]));
+    let kit = wide();
     let (gate, content) = (Gate::new(), || Target::Content(kit.layers[0].digest.clone()));
-    registry.fault(content(), Times::First(1), Fault::Slow(16 << 20));
+    registry.fault(content(), Times::First(1), Fault::Slow(4 << 20));
     registry.fault(content(), Times::Always, Fault::Hold(gate.clone()));
     (kit, gate)
 }
@@ -122,8 +127,7 @@ fn a_large_blob_gets_as_many_connections_as_it_was_told() {
     }
     // One connection is one request.
     let (host, registry) = (Host::new(Mode::Cached), Registry::start());
-    let (kit, gate) = slow(&registry);
-    gate.open();
+    let kit = wide();
     let reference = kit.serve(&registry, "acme/wide", "v1");
     host.kitfs(&["pull", "--plain-http", "--connections", "1", &reference]).ok();
     assert_eq!(registry.asked(&kit.layers[0].digest), 1);

@@ -31,7 +31,11 @@ struct OnTerminal {
 
 impl OnTerminal {
     fn start(command: &mut Command) -> Self {
-        let size = libc::winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 };
+        Self::start_in(COLUMNS, command)
+    }
+
+    fn start_in(columns: NonZero<u16>, command: &mut Command) -> Self {
+        let size = libc::winsize { ws_row: ROWS.get(), ws_col: columns.get(), ws_xpixel: 0, ws_ypixel: 0 };
         let (mut master, mut slave) = (0, 0);
         // SAFETY: the two numbers are written to, the size is read, and nothing else is asked for.
         let opened = unsafe { libc::openpty(&raw mut master, &raw mut slave, std::ptr::null_mut(), std::ptr::null(), &raw const size) };
@@ -139,6 +143,25 @@ fn pull_and_a_mount_that_waits_show_bars_on_a_terminal() {
         }
         // Lines are written over, but nothing has a colour.
         assert!(shown.contains("\u{1b}[") && !shown.contains("\u{1b}[3") && !shown.contains("\u{1b}[1;"), "{shown:?}");
+    }
+}
+
+#[test]
+fn bars_fit_into_a_narrow_terminal() {
+    for (columns, wanted) in [(79, "%"), (80, "MiB of")] {
+        let (host, registry) = (Host::new(Mode::Cached), Registry::start());
+        let (_kit, reference, gate) = half(&registry);
+        let columns = NonZero::new(columns).expect("some");
+        let mut command = host.command(&["pull", "--plain-http", &reference]);
+        let shown = OnTerminal::start_in(columns, command.env("NO_COLOR", "1").env("TERM", "xterm")).until(" left");
+        let mut screen = vt100::Parser::new(ROWS, columns, 0);
+        screen.process(&shown.shown);
+        let lines: Vec<_> = screen.screen().rows(0, columns.get()).collect();
+        // A bar that is wider goes on in the next line, and that is what ends with the time left.
+        let bar = lines.iter().find(|line| line.trim_end().ends_with(" left")).unwrap_or_else(|| panic!("no bar in {lines:#?}"));
+        assert!(bar.contains(wanted) && (bar.contains("model at model") || bar.contains("all 2 layers")), "{lines:#?}");
+        gate.open();
+        shown.until_the_end();
     }
 }
 
