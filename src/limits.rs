@@ -303,8 +303,9 @@ pub const CONNECTIONS: usize = 6;
 pub const CONNECTIONS_MAX: u16 = 16;
 /// How much of its time a blob's first range has to be waited for, in percent, before there are further connections.
 pub const STARVED_PERCENT: u32 = 50;
-/// Bytes that came out of order and wait for their turn, in the whole process. Twice as much made a worker larger than 150 MiB and nothing faster.
-pub const REORDER_BYTES: u64 = 32 << 20;
+/// Bytes that came out of order and wait for their turn, in the whole process. Four layers at once, two of them in zstd with windows as kit's packer makes
+/// them, leave a worker below 150 MiB with it, and more made nothing faster.
+pub const REORDER_BYTES: u64 = 24 << 20;
 /// Bytes that a connection hands over at once. A thread is woken each time, for which a machine with two cores can spare 2,000 times in 2 GiB, not 20,000.
 pub const BATCH_BYTES: usize = 1 << 20;
 /// Pieces that are handed over at once: a server may send them a byte each, and every one costs 32 bytes.
@@ -366,8 +367,8 @@ pub const PIECE_BYTES: usize = 1 << 20;
 /// from memory that was free as a whole, which a virtual machine may have given back to its host: then each page of it costs a fault there, and a
 /// cold fetch took 3.1 s instead of 2.0 with 1 MiB. Files that were written by 64 KiB to 4 MiB are read equally fast.
 pub const WRITE_BYTES: usize = 256 << 10;
-/// Pieces that wait to be hashed. With [`PIECE_BYTES`] it bounds what hashing may lag behind writing to 4 MiB.
-pub const HASH_QUEUE_PIECES: usize = 4;
+/// Pieces that wait to be hashed. With [`PIECE_BYTES`] it bounds what hashing may lag behind writing to 2 MiB. Twice as many made nothing faster.
+pub const HASH_QUEUE_PIECES: usize = 2;
 /// Bytes by which the space for a file of a compressed layer is reserved ahead of its content. Its final size stands in a header that nobody
 /// has verified, so it is not reserved as a whole.
 pub const RESERVE_STEP_BYTES: u64 = 64 << 20;
