@@ -182,7 +182,7 @@ impl Inflate {
         let decoder = match compression {
             Compression::None => return Ok(None),
             Compression::Gzip => Decoder::Gzip(Decompress::new_gzip(WINDOW_BITS)),
-            Compression::Zstd => Decoder::Zstd(frame_decoder()?),
+            Compression::Zstd => Decoder::Zstd(frame_decoder()),
         };
         Ok(Some(Self {
             decoder,
@@ -318,7 +318,7 @@ impl Inflate {
         if self.room.as_ref().map_or(0, Room::bytes) < bytes {
             if self.room.take().is_some() {
                 // The memory of the frames before goes first, and what the decoder has read of this one with it.
-                let mut fresh = frame_decoder()?;
+                let mut fresh = frame_decoder();
                 fresh.process(&self.head, &mut self.chunk, DecodeOperation::Process).map_err(|failure| self.wrong_frame(failure))?;
                 self.decoder = Decoder::Zstd(fresh);
             }
@@ -363,10 +363,13 @@ impl Inflate {
 }
 
 /// A decoder of one zstd frame that keeps to the limits. It gives out what it has made, even of a frame that turns out to be wrong at its end.
-fn frame_decoder() -> Result<Box<DecoderSessionOwned>, InflateError> {
-    let limits = DecodeLimits::default().with_max_window_log(ZSTD_WINDOW_LOG).map_err(|_| InflateError::Memory)?;
-    let config = DecoderConfig::default().with_frame_mode(FrameMode::Single).with_limits(limits);
-    Ok(Box::new(Decompressor::new(config).into_session()))
+fn frame_decoder() -> Box<DecoderSessionOwned> {
+    const LIMITS: DecodeLimits = match DecodeLimits::DEFAULT.with_max_window_log(ZSTD_WINDOW_LOG) {
+        Ok(limits) => limits,
+        Err(_) => panic!("the format has no such window"),
+    };
+    let config = DecoderConfig::DEFAULT.with_frame_mode(FrameMode::Single).with_limits(LIMITS);
+    Box::new(Decompressor::new(config).into_session())
 }
 
 #[cfg(test)]

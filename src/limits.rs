@@ -43,8 +43,7 @@ pub const ZSTD_WINDOW_LOG: u8 = 27;
 /// Bytes of a window that no other one waits for, as a power of two: 8 MiB, what kit needs, so that what it packs is never delayed. For as many
 /// layers as are fetched at once that is 288 MiB of memory.
 pub const ZSTD_WINDOW_SMALL_LOG: u8 = 23;
-/// Bytes that all larger windows of a process have together, of which each takes twice as much memory: the largest one, so that it can be had at
-/// all. Without it 18 layers could take 4.5 GiB.
+/// Bytes that all larger windows of a process have together, each in twice as much memory: the largest one, so that it can be had. Without it 18 layers could take 4.5 GiB.
 pub const ZSTD_WINDOWS_BYTES: u64 = 1 << ZSTD_WINDOW_LOG;
 
 // ---- wait
@@ -64,7 +63,7 @@ pub const KERNEL_TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
 pub const DEMANDED_FETCHES_MAX: usize = 16;
 /// Layers that nobody waits for and that are fetched at once.
 pub const BACKGROUND_FETCHES_MAX: usize = 2;
-/// Layers that may be asked to be fetched at once (`--jobs`), of each of the two sorts above: each has up to 4 MiB in order, 8 MiB of a zstd window, and a thread.
+/// Layers that may be asked to be fetched at once (`--jobs`), of each of the two sorts above: each has up to 4 MiB in order, 16 MiB for a zstd window, and a thread.
 pub const JOBS_MAX: u16 = 16;
 /// First wait after a failure of the content or the source; it doubles with each further one.
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);

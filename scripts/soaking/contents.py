@@ -14,7 +14,7 @@ from testbed.kits import MIB
 LARGE = 256 * MIB
 #: How large those pieces are: more than any compressor here looks back.
 APART = 16 * MIB
-#: What is packed here is measured as it is read: the fastest will do. But zstd looks back 8 MiB, as in what kit packs: readers keep as much in memory.
+#: What is packed here is measured as it is read: the fastest will do. But zstd looks back 8 MiB, as in what kit packs: readers keep as much in memory, or twice.
 FAST = {"gzip": ["-1"], "zstd": ["-1", "--long=23", "-q"]}
 
 
