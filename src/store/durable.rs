@@ -17,7 +17,7 @@ use super::cut::COMMITTED;
 use super::dir::{Dir, fsync};
 use super::error::{StoreError, disk};
 use super::layer::VerifiedLayer;
-use super::locks::{IngestLock, try_lock};
+use super::locks::{IngestLock, Lock, try_lock};
 use super::progress::{Activity, Reporter};
 use super::recall::{DURABLE, VISIBLE};
 use super::recheck::{self, Found};
@@ -34,7 +34,7 @@ pub(super) struct Job {
     pub(super) dir: Dir,
     pub(super) how: How,
     /// `visible`, locked for as long as the job lasts. The last to be closed: who gets the lock finds nothing else of the job open.
-    pub(super) _lock: File,
+    pub(super) _lock: Lock,
 }
 
 /// How it is made sure that what is on disk is what was verified.
@@ -165,7 +165,7 @@ pub(super) fn wait(store: &Arc<Inner>, layer: &VerifiedLayer) -> Result<(), Stor
         // Whoever had the lock may have been done in between.
         if (free && dir.stat(DURABLE)?.is_none()) || begin.elapsed().as_secs() >= limits::SYNC_WAIT_SECONDS {
             let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());
-            return run(&Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: visible, how: How::Reread });
+            return run(&Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: Lock::of(visible), how: How::Reread });
         }
         if !free {
             thread::sleep(Duration::from_millis(limits::LOCK_POLL_MILLIS));

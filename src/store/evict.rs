@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::Inner;
 use super::dir::Dir;
 use super::error::{StoreError, disk};
-use super::locks::{DecisionLock, EvictLock, IngestLock, UseLock, try_lock};
+use super::locks::{DecisionLock, EvictLock, IngestLock, UseLock, try_lock, unlock};
 use super::progress::{Activity, Record};
 use super::quota::{self, CacheSize};
 use super::recall::{DURABLE, VISIBLE};
@@ -276,6 +276,7 @@ fn is_unsettled(dir: &Dir) -> Result<bool, StoreError> {
     // Shared and for a moment: whoever wants to sync it tries again later.
     let free = try_lock(&visible, "visible", FlockOperation::NonBlockingLockShared)
         .map_err(disk(format!("locking {}", dir.path_of(VISIBLE).display())))?;
+    unlock(&visible);
     Ok(!free)
 }
 

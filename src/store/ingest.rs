@@ -15,7 +15,7 @@ use super::dir::Dir;
 use super::durable::{self, How, Job};
 use super::error::{StoreError, disk, not_refused};
 use super::layer::{Parts, VerifiedLayer};
-use super::locks::{DecisionLock, UseLock, try_lock};
+use super::locks::{DecisionLock, Lock, UseLock, try_lock};
 use super::recall::{VISIBLE, Visible, content_algorithm, expect_content};
 use super::replay::{Broken, Follow, Replay};
 use super::work::WorkDir;
@@ -284,7 +284,7 @@ fn split_failed(layer: &Digest, cut: &mut Cut, error: SplitError) -> StoreError 
 }
 
 /// Writes `visible` and locks it, so that nobody syncs the layer before us.
-fn write_visible(store: &Inner, dir: &Dir, content: Digest) -> Result<File, StoreError> {
+fn write_visible(store: &Inner, dir: &Dir, content: Digest) -> Result<Lock, StoreError> {
     let what = || format!("writing {}", dir.path_of(VISIBLE).display());
     let mut file = dir.create(VISIBLE)?;
     let text = Visible { boot: store.boot.clone(), content }.encode();
@@ -294,7 +294,7 @@ fn write_visible(store: &Inner, dir: &Dir, content: Digest) -> Result<File, Stor
     rustix::fs::fchmod(&file, COMMITTED).map_err(disk(what()))?;
     let file = reopen(dir, VISIBLE)?;
     try_lock(&file, "visible", FlockOperation::NonBlockingLockExclusive).map_err(disk(what()))?;
-    Ok(file)
+    Ok(Lock::of(file))
 }
 
 /// Opens a file that was just written for reading. The writing descriptor may be closed only after that, see [`durable`].

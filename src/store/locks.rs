@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -29,12 +30,35 @@ pub(super) fn try_lock(file: impl AsFd, name: &'static str, operation: FlockOper
     }
 }
 
+/// A lock, let go of when this is dropped. Closing the file would not be enough: a process that is being started, a credential helper say, has a copy of
+/// every descriptor until it becomes its own program, and the lock would be held for as long.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Lock {
+    /// The lock on `file`, which is taken.
+    pub(super) fn of(file: File) -> Self {
+        Self(file)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        unlock(&self.0);
+    }
+}
+
+/// Lets go of a lock, whoever else has a copy of the descriptor.
+pub(super) fn unlock(file: impl AsFd) {
+    let _closed_in_a_moment = rustix::fs::flock(file, FlockOperation::Unlock);
+}
+
 /// Takes a lock that is not about one layer, for nobody else to have.
-fn take_alone(place: &Dir, name: &str, step: &'static str, what: &str, seconds: u64) -> Result<File, StoreError> {
+fn take_alone(place: &Dir, name: &str, step: &'static str, what: &str, seconds: u64) -> Result<Lock, StoreError> {
     let file = place.lock_file(name)?;
     let what = format!("{what} ({})", place.path_of(name).display());
     wait_for(&file, step, FlockOperation::NonBlockingLockExclusive, "(any)", &what, seconds)?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// Waits for a lock. One that is held for longer than `limit` seconds is held by somebody who is stopped.
@@ -53,45 +77,49 @@ fn wait_for(file: &File, name: &'static str, operation: FlockOperation, layer: &
 /// Decisions about the whole cache are made while this is held: what is in its place, what is withdrawn. Never I/O.
 #[derive(Debug)]
 pub(super) struct DecisionLock {
-    _file: File,
+    _lock: Lock,
 }
 
 impl DecisionLock {
     /// Takes the lock of the cache below `top`.
     pub(super) fn take(top: &Dir) -> Result<Self, StoreError> {
-        Ok(Self { _file: take_alone(top, "lock", "decision", "the lock of the cache", limits::DECISION_SECONDS)? })
+        Ok(Self { _lock: take_alone(top, "lock", "decision", "the lock of the cache", limits::DECISION_SECONDS)? })
     }
 }
 
 /// Held by whoever makes room, so that two who do count what the other one takes away. Held over I/O, and by nobody who has `lock`.
 #[derive(Debug)]
 pub(super) struct EvictLock {
-    _file: File,
+    _lock: Lock,
 }
 
 impl EvictLock {
     /// Takes the lock of the cache's `locks`.
     pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
-        Ok(Self { _file: take_alone(locks, "evict", "evict", "the lock of whoever makes room", limits::EVICT_SECONDS)? })
+        Ok(Self { _lock: take_alone(locks, "evict", "evict", "the lock of whoever makes room", limits::EVICT_SECONDS)? })
     }
 }
 
 /// Whoever changes a record of what is attached to a manifest holds this: two who add to one at once both read it first.
 #[derive(Debug)]
 pub(super) struct RecordLock {
-    _file: File,
+    _lock: Lock,
 }
 
 impl RecordLock {
     /// Takes the lock, which is made if it is not there. It is held for a small file at a time.
     pub(super) fn take(locks: &Dir) -> Result<Self, StoreError> {
-        Ok(Self { _file: take_alone(locks, "attached", "attached", "the lock of what is attached", limits::DECISION_SECONDS)? })
+        Ok(Self { _lock: take_alone(locks, "attached", "attached", "the lock of what is attached", limits::DECISION_SECONDS)? })
     }
 }
 
 /// A layer is in use as long as somebody holds this, shared. Who wants to evict it takes it exclusively.
 #[derive(Debug)]
-pub(super) struct UseLock(OwnedFd);
+pub(super) struct UseLock {
+    fd: OwnedFd,
+    /// Another process has it, too, and goes on with it: then it is only closed here.
+    shared: AtomicBool,
+}
 
 impl UseLock {
     /// Takes the lock without waiting; `None` if nobody ever stored the layer, or if it is being evicted right now.
@@ -109,7 +137,7 @@ impl UseLock {
         let file = locks.lock_file(&name)?;
         let taken = try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive)
             .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
-        Ok(taken.then(|| Self(file.into())))
+        Ok(taken.then(|| Self::new(file.into(), false)))
     }
 
     /// True if somebody uses the layer. The lock is taken for a moment, which at worst makes another one look once more.
@@ -117,8 +145,10 @@ impl UseLock {
         let name = Self::name(layer);
         // Not made for it: it can be asked where nothing can be written, too.
         let Some(file) = locks.open(&name)? else { return Ok(false) };
-        Ok(!try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive)
-            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?)
+        let free = try_lock(&file, "use-exclusive", FlockOperation::NonBlockingLockExclusive)
+            .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
+        unlock(&file);
+        Ok(!free)
     }
 
     /// When the layer was last opened or closed: the time of the lock file. Long ago if nothing tells.
@@ -144,18 +174,22 @@ impl UseLock {
         let then = match then.map(|then| (i64::try_from(then.as_secs()), then.subsec_nanos())) {
             Some((Ok(seconds), nanoseconds)) if !ago.is_zero() => {
                 // Somebody else may have used it since.
-                if rustix::fs::fstat(&self.0).is_ok_and(|stat| stat.st_mtime >= seconds) {
+                if rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_mtime >= seconds) {
                     return;
                 }
                 Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() }
             }
             _ => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
         };
-        let _older_than_it_is = rustix::fs::futimens(&self.0, &Timestamps { last_access: then, last_modification: then });
+        let _older_than_it_is = rustix::fs::futimens(&self.fd, &Timestamps { last_access: then, last_modification: then });
+    }
+
+    fn new(fd: OwnedFd, shared: bool) -> Self {
+        Self { fd, shared: shared.into() }
     }
 
     fn used(fd: OwnedFd) -> Self {
-        let lock = Self(fd);
+        let lock = Self::new(fd, false);
         lock.touch(Duration::ZERO);
         lock
     }
@@ -176,12 +210,13 @@ impl UseLock {
 
     /// A lock that somebody else took and handed to us.
     pub(super) fn adopt(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self::new(fd, true)
     }
 
     /// A second descriptor of the same lock: it is held until both are closed.
     pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
+        self.shared.store(true, Ordering::Relaxed);
+        self.fd.try_clone()
     }
 
     pub(super) fn name(layer: &LayerKey) -> String {
@@ -192,9 +227,7 @@ impl UseLock {
 /// Whoever fetches or re-verifies a layer holds this. There are a few of them, because one who is silent may be worked beside: place 0 is
 /// `<layer>.ingest`, the others `<layer>.ingest.<place>`. The file holds the progress record.
 #[derive(Debug)]
-pub(super) struct IngestLock {
-    file: File,
-}
+pub(super) struct IngestLock(Lock);
 
 impl IngestLock {
     /// Takes the lock without waiting.
@@ -203,7 +236,7 @@ impl IngestLock {
         let file = locks.lock_file(&name)?;
         let taken = try_lock(&file, "ingest-lock", FlockOperation::NonBlockingLockExclusive)
             .map_err(disk(format!("locking {}", locks.path_of(&name).display())))?;
-        Ok(taken.then_some(Self { file }))
+        Ok(taken.then(|| Self(Lock(file))))
     }
 
     /// Opens the file to look at the record; `None` if nobody ever worked on the layer at this place.
@@ -215,9 +248,7 @@ impl IngestLock {
     pub(super) fn held(file: &File) -> bool {
         match try_lock(file, "look-ingest-lock", FlockOperation::NonBlockingLockShared) {
             Ok(taken) => {
-                if taken {
-                    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
-                }
+                unlock(file);
                 !taken
             }
             Err(_) => false,
@@ -226,7 +257,7 @@ impl IngestLock {
 
     /// The file, for the progress record.
     pub(super) fn file(&self) -> &File {
-        &self.file
+        &self.0.0
     }
 
     fn name(layer: &LayerKey, place: usize) -> String {
@@ -239,6 +270,72 @@ impl IngestLock {
 
 impl AsFd for UseLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for UseLock {
+    fn drop(&mut self) {
+        if !*self.shared.get_mut() {
+            unlock(&self.fd);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::{Algorithm, Digest};
+    use crate::layer::Compression;
+
+    fn bench() -> (tempfile::TempDir, Dir, LayerKey) {
+        let path = tempfile::tempdir().expect("a directory");
+        let locks = Dir::open_top(path.path(), rustix::process::geteuid().as_raw()).expect("ours");
+        (path, locks, LayerKey { digest: Digest::of(Algorithm::Sha256, b"layer"), is_tar: true, compression: Compression::None })
+    }
+
+    // A descriptor that was duplicated is what a process has that was forked and has not become its program yet.
+
+    #[test]
+    fn a_process_that_is_being_started_holds_no_lock_of_ours() {
+        let (_path, locks, layer) = bench();
+
+        let lock = IngestLock::attempt(&locks, &layer, 0).expect("readable").expect("free");
+        let _forked = lock.file().try_clone().expect("a descriptor");
+        let look = IngestLock::look(&locks, &layer, 0).expect("readable").expect("there");
+        assert!(IngestLock::held(&look));
+        drop(lock);
+        assert!(!IngestLock::held(&look));
+
+        let lock = UseLock::take(&locks, &layer).expect("free");
+        let _forked = lock.fd.try_clone().expect("a descriptor");
+        assert!(UseLock::is_held(&locks, &layer).expect("readable"));
+        drop(lock);
+        assert!(!UseLock::is_held(&locks, &layer).expect("readable"));
+
+        let lock = take_alone(&locks, "any", "any", "a lock", 0).expect("free");
+        let _forked = lock.0.try_clone().expect("a descriptor");
+        assert!(matches!(take_alone(&locks, "any", "any", "a lock", 0), Err(StoreError::Silent { .. })));
+        drop(lock);
+        assert!(take_alone(&locks, "any", "any", "a lock", 0).is_ok());
+    }
+
+    #[test]
+    fn a_lock_that_was_handed_over_is_held_until_both_let_go() {
+        let (_path, locks, layer) = bench();
+        let held = || UseLock::is_held(&locks, &layer).expect("readable");
+
+        let ours = UseLock::take(&locks, &layer).expect("free");
+        let theirs = UseLock::adopt(ours.duplicate().expect("a descriptor"));
+        drop(ours);
+        assert!(held());
+        drop(theirs);
+        assert!(!held());
+
+        let ours = UseLock::take(&locks, &layer).expect("free");
+        drop(UseLock::adopt(ours.duplicate().expect("a descriptor")));
+        assert!(held());
+        drop(ours);
+        assert!(!held());
     }
 }

@@ -16,7 +16,7 @@ use super::dir::Dir;
 use super::durable::{self, How, Job};
 use super::error::{StoreError, disk};
 use super::layer::{Parts, VerifiedLayer, check_pack};
-use super::locks::{UseLock, try_lock};
+use super::locks::{Lock, UseLock, try_lock};
 use crate::archive::SplitError;
 use crate::digest::{Algorithm, Digest};
 use crate::index::Index;
@@ -198,7 +198,7 @@ fn sync_if_nobody_does(store: &Arc<Inner>, spec: &LayerSpec, dir: &Dir) -> Resul
         .map_err(disk(format!("locking {}", dir.path_of(VISIBLE).display())))?;
     if free && dir.stat(DURABLE)?.is_none() {
         let dir = Dir::adopt(dir.duplicate().map_err(disk("keeping a layer's directory open"))?, dir.path().to_owned());
-        durable::start(Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: visible, how: How::Reread });
+        durable::start(Job { store: Arc::clone(store), spec: spec.clone(), dir, _lock: Lock::of(visible), how: How::Reread });
     }
     Ok(())
 }

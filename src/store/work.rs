@@ -12,7 +12,7 @@ use super::Inner;
 use super::dir::Dir;
 use super::documents;
 use super::error::{StoreError, disk};
-use super::locks::try_lock;
+use super::locks::{try_lock, unlock};
 use crate::failure::chain;
 use crate::index::IndexBuilder;
 use crate::layer::LayerKey;
@@ -147,6 +147,7 @@ impl Drop for WorkDir<'_> {
         {
             tracing::warn!(error = chain(&error), "what is left of an ingest could not be removed");
         }
+        unlock(&*self.dir);
     }
 }
 
