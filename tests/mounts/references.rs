@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use crate::common::fixtures::case;
 use crate::common::kitfs::{Host, Mode, Mount};
-use crate::common::pack::{Kit, Kitfile, Tree};
+use crate::common::pack::{Kit, Kitfile, Packing, Tree};
 use crate::common::process::{Output, within};
-use crate::common::registry::{Auth, Registry};
+use crate::common::registry::{Auth, Registry, sha256};
 use crate::common::shown::{assert_shows, of_tree, read};
 use crate::kits::bytes;
 
@@ -21,6 +21,7 @@ crate::in_both_modes!(
     a_parent_stays_with_its_digest_when_its_tag_moves,
     datasets_that_are_kits_come_when_they_are_wanted,
     files_of_two_kits_at_one_place_are_refused,
+    what_one_kit_says_of_a_layer_holds_in_the_other,
 );
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -428,4 +429,53 @@ fn the_loop_of_the_fixture_is_named_in_full() {
     let [a, b] = ["bad/reference-loop:v1", "bad/loop-b:v1"].map(|name| format!("registry.example.com/{name}"));
     refused(&host, &reference, &[], 4, &["circle", &format!("{reference} => {b} => {a}")]);
     assert!(Path::new(&host.cache()).is_dir());
+}
+
+/// Old kits have no diffIds and say less of a file, but a layer that a newer one has, too, is one layer: what that one says is asked of both.
+fn what_one_kit_says_of_a_layer_holds_in_the_other(mode: Mode) {
+    let wrong = sha256(b"something else");
+    let trees = ["base.bin", "top.bin"].map(|name| Tree::new().file(name, bytes(7, 300_000)));
+    let old = |kit: Kitfile| kit.packing(Packing::RawGzipUnsized).part("base.bin");
+    let new = |kit: Kitfile| kit.packing(Packing::RawGzip).part("top.bin");
+    for (base_is_old, is_right) in [(true, true), (false, true), (true, false), (false, false)] {
+        let (host, registry) = (Host::new(mode), Registry::start());
+        let packed = |kit: Kitfile, is_old: bool| {
+            let mut kit = if is_old { old(kit).pack(&trees[0]) } else { new(kit).pack(&trees[1]) };
+            let mut config: Value = serde_json::from_slice(&kit.config).expect("JSON");
+            let part = &mut config["model"]["parts"][0];
+            assert_eq!(part["diffId"], kit.layers[0].diff_id, "{part}");
+            if is_old {
+                part.as_object_mut().expect("an object").remove("diffId");
+            } else if !is_right {
+                part["diffId"] = wrong.as_str().into();
+            }
+            kit.config = config.to_string().into_bytes();
+            let mut manifest: Value = serde_json::from_slice(&kit.manifest).expect("JSON");
+            manifest["config"]["digest"] = kit.config_digest().into();
+            manifest["config"]["size"] = kit.config.len().into();
+            kit.manifest = manifest.to_string().into_bytes();
+            kit
+        };
+        let base = packed(Kitfile::new("base"), base_is_old);
+        let top = packed(Kitfile::new("top").refers(&base.serve(&registry, "acme/base", "v1")), !base_is_old);
+        let digest = &base.layers[0].digest;
+        assert_eq!(*digest, top.layers[0].digest, "it is about one layer");
+        let mount = host.mount(&top.serve(&registry, "acme/top", "v1"));
+        if is_right {
+            let mut wanted = top.tree.clone();
+            wanted.0.extend(base.tree.0.clone());
+            let (point, wanted) = (mount.point().to_owned(), of_tree(&wanted));
+            within(LIMIT, "reading everything", move || assert_shows(&point, &wanted));
+            assert_eq!(registry.asked(digest), 1, "one layer is fetched once");
+        } else {
+            let path = mount.path("base.bin");
+            let outcome =
+                within(LIMIT, "an open", move || fs::read(path).map(|content| content.len()).map_err(|error| error.raw_os_error()));
+            assert_eq!(outcome, Err(Some(5)), "the old kit's file is not what the new one says");
+            let status = mount.status();
+            let layer = status["layers"].as_array().expect("layers").iter().find(|layer| layer["path"] == "base.bin").expect("its layer");
+            let error = layer["error"].as_str().expect("an error");
+            assert!(error.contains(&wrong), "{error}");
+        }
+    }
 }
