@@ -98,23 +98,28 @@ fn wide() -> Kit {
     Kitfile::new("wide").raw().model("w.bin").pack(&Tree::new().file("w.bin", vec![1; 128 * MIB]))
 }
 
-/// The same, of which the first range comes slowly, so that further connections are worth it however busy the host is, and the others are held.
-fn slow(registry: &Registry) -> (Kit, Gate) {
-    let kit = wide();
-    let (gate, content) = (Gate::new(), || Target::Content(kit.layers[0].digest.clone()));
-    registry.fault(content(), Times::First(1), Fault::Slow(4 << 20));
-    registry.fault(content(), Times::Always, Fault::Hold(gate.clone()));
-    (kit, gate)
+/// The same, with a gate in the middle of its first range, and one before all others.
+fn gated(registry: &Registry) -> (Kit, [Gate; 2]) {
+    let (kit, gates) = (wide(), [Gate::new(), Gate::new()]);
+    let content = || Target::Content(kit.layers[0].digest.clone());
+    registry.fault(content(), Times::First(1), Fault::HoldAt(8 * MIB as u64, gates[0].clone()));
+    registry.fault(content(), Times::Always, Fault::Hold(gates[1].clone()));
+    (kit, gates)
 }
 
 #[test]
 fn a_large_blob_gets_as_many_connections_as_it_was_told() {
     for (options, most) in [(&[][..], limits::CONNECTIONS), (&["--connections", "2"], 2)] {
         let (host, registry) = (Host::new(Mode::Cached), Registry::start());
-        let (kit, gate) = slow(&registry);
+        let (kit, [first, others]) = gated(&registry);
         let reference = kit.serve(&registry, "acme/wide", "v1");
+        let begun = Instant::now();
         // The worker knows it by the plan, a command by itself.
         let mount = host.mount_with(&reference, &[options, &["--prefetch", "all"]].concat());
+        // Further connections come when most of the time of the first was waiting, so it is held for thrice what half of it took, on a busy host, too.
+        first.await_held(1);
+        thread::sleep(begun.elapsed() * 3);
+        first.open();
         // Ranges and not requests: what is held is given up in the end, and asked for again.
         let ranges = || {
             let log = registry.log().into_iter();
@@ -129,7 +134,7 @@ fn a_large_blob_gets_as_many_connections_as_it_was_told() {
         settle(&registry);
         assert_eq!(ranges().len(), 1 + most, "{options:?}: {:?}", ranges());
         assert_eq!(mount.status()["settings"]["connections"].as_u64(), (!options.is_empty()).then_some(2));
-        gate.open();
+        others.open();
         mount.await_layer(&kit.layers[0].digest, "cached");
     }
     // One connection is one request.
