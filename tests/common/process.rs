@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -105,6 +106,12 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
 /// Runs a shell script.
 pub fn sh(script: &str, limit: Duration) -> Output {
     run(Command::new("bash").args(["-c", script]), limit)
+}
+
+/// Runs a line of shell that makes the program `path` (`$1`; `more` is `$2`). What is to be executed is never written by this process: a program that another
+/// test is about to start would have it open for writing, too, for a moment in which it cannot be executed.
+pub fn make_program(line: &str, path: &Path, more: &OsStr) {
+    run(Command::new("sh").args(["-c", line, "sh"]).arg(path).arg(more), Duration::from_secs(60)).ok();
 }
 
 /// Runs a Python script with arguments, which must end within `limit`.

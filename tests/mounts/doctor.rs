@@ -8,7 +8,7 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use crate::common::kitfs::{Host, Mode, binary};
-use crate::common::process::{Output, run};
+use crate::common::process::{Output, make_program, run};
 use crate::common::registry::{Auth, Fault, Registry, Target, Times};
 use crate::kits::standard;
 
@@ -120,7 +120,7 @@ fn without_privileges_it_says_what_is_missing() {
     let place = tempfile::tempdir_in("/tmp").expect("folder");
     fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("mode");
     let program = place.path().join("kitfs");
-    fs::copy(binary(), &program).expect("a copy");
+    make_program("cp -- \"$2\" \"$1\"", &program, binary().as_os_str());
     let mut command = Command::new("setpriv");
     host.environment(&mut command).args(["--reuid", "4711", "--regid", "4711", "--clear-groups"]).arg(&program).args(["doctor", "--json"]);
     for (name, folder) in [("HOME", "home"), ("KITFS_CACHE_DIR", "cache"), ("KITFS_RUN_DIR", "run"), ("XDG_RUNTIME_DIR", "xdg")] {

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use crate::common::docker_registry::DockerRegistry;
 use crate::common::kitfs::{Host, Mode, Mount};
 use crate::common::pack::{Kit, Kitfile, Tree};
-use crate::common::process::within;
+use crate::common::process::{make_program, within};
 use crate::common::registry::{Auth, Fault, Host as Place, ONCE, Registry, Target, Times};
 use crate::common::relay::{DELAY, HELD, Relay};
 use crate::common::shown::{assert_shows, of_tree, read};
@@ -86,10 +86,8 @@ fn credentials_come_from_where_docker_podman_and_kit_keep_them() {
         fs::write(path, text).expect("room");
     };
     let with_helper = |host: &Host, config: &str| {
-        use std::os::unix::fs::PermissionsExt as _;
-        let program = host.path("bin/docker-credential-test");
-        write(program.clone(), helper);
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("ours");
+        let line = "mkdir -p \"${1%/*}\" && printf '%s' \"$2\" > \"$1\" && chmod 755 \"$1\"";
+        make_program(line, &host.path("bin/docker-credential-test"), OsStr::new(helper));
         write(host.path("docker/config.json"), config);
         let path =
             std::env::join_paths([host.path("bin")].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").expect("PATH"))));

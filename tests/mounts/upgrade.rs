@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::common::kitfs::{Host, Mode, Mount, SOON, binary};
 use crate::common::pack::Kit;
-use crate::common::process::{require, run, within};
+use crate::common::process::{make_program, require, run, within};
 use crate::common::registry::Registry;
 use crate::common::shown::{assert_shows, of_tree, read};
 use crate::kits::standard;
@@ -86,15 +86,9 @@ impl Installed {
     }
 }
 
-/// Runs a line of shell about `path`. What is to be executed is never written by this process: a program that another test is about to start would have it open
-/// for writing, too, for a moment in which it cannot be executed.
-fn make(line: &str, path: &Path, more: &OsStr) {
-    run(Command::new("sh").args(["-c", line, "sh"]).arg(path).arg(more), SOON).ok();
-}
-
 /// A copy of the program under test that is another file. Behind the end of a program nobody looks.
 fn copy(path: &Path, mode: u32) {
-    make("cp -- \"$2\" \"$1\" && printf 'another build' >> \"$1\"", path, binary().as_os_str());
+    make_program("cp -- \"$2\" \"$1\" && printf 'another build' >> \"$1\"", path, binary().as_os_str());
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
 }
 
@@ -165,7 +159,7 @@ fn a_program_that_cannot_go_on_is_passed_over_and_no_reader_notices() {
         (
             "a script",
             |new| {
-                make("printf '#!/bin/sh\\nexec kitfs \"$@\"\\n' > \"$1\" && chmod 755 \"$1\"", new, OsStr::new(""));
+                make_program("printf '#!/bin/sh\\nexec kitfs \"$@\"\\n' > \"$1\" && chmod 755 \"$1\"", new, OsStr::new(""));
             },
             "does not say which protocol",
         ),
