@@ -126,8 +126,8 @@ impl<'store> WorkDir<'store> {
         Ok(IndexBuilder::new(scratch))
     }
 
-    /// Leaves it for somebody to go on with.
-    pub(super) fn keep(mut self) {
+    /// Leaves it, when it is dropped, for somebody to go on with.
+    pub(super) fn keep(&mut self) {
         self.keep = true;
     }
 
@@ -204,5 +204,20 @@ mod tests {
             }
             over.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn what_is_left_to_go_on_with_is_free_though_a_process_is_being_started() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let store = Store::open(folder.path()).expect("a store");
+        let layer = LayerKey { digest: Digest::of(Algorithm::Sha256, b""), is_tar: true, compression: Compression::None };
+        let mut work = WorkDir::begin(&store.0, &layer).expect("room");
+        let name = work.name.clone();
+        // What it has until it becomes its program.
+        let _forked = work.dir().duplicate().expect("a descriptor");
+        assert!(WorkDir::find(&store.0, &layer).expect("readable").is_none(), "it is ours");
+        work.keep();
+        drop(work);
+        assert_eq!(WorkDir::find(&store.0, &layer).expect("readable").map(|found| found.name.clone()), Some(name));
     }
 }

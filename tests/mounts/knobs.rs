@@ -116,9 +116,10 @@ fn a_large_blob_gets_as_many_connections_as_it_was_told() {
         let begun = Instant::now();
         // The worker knows it by the plan, a command by itself.
         let mount = host.mount_with(&reference, &[options, &["--prefetch", "all"]].concat());
-        // Further connections come when most of the time of the first was waiting, so it is held for thrice what half of it took, on a busy host, too.
+        // Further connections come when most of the time of the first was waiting, so it is held for thrice what half of it took, on a busy host, too; not
+        // for so long that it is given up.
         first.await_held(1);
-        thread::sleep(begun.elapsed() * 3);
+        thread::sleep((begun.elapsed() * 3).min(Duration::from_secs(limits::STALL_S) * 3 / 4));
         first.open();
         // Ranges and not requests: what is held is given up in the end, and asked for again.
         let ranges = || {
